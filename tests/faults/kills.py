@@ -89,11 +89,13 @@ class Found:
         kills: how often each was killed.
         answered: requests that were answered.
         count: what became of the decisions.
+        missing: what the mesh lacked when it had time enough to be whole again; empty if nothing.
     """
 
     kills: dict[str, int]
     answered: int
     count: Count
+    missing: str = ""
 
 
 def _tell(found: Found, given: argparse.Namespace, *, is_good: bool = True) -> int:
@@ -116,6 +118,10 @@ def _lacking(found: Found, kill_count: int) -> str:
     made = sum(found.kills.values())
     if made < kill_count:
         return f": {made} of {kill_count} kills, then the time was up"
+    if found.missing:
+        return f": not whole again: {found.missing}"
+    if not found.count.settled:
+        return ": the trainer took in nothing"
     return "" if found.answered else ": no request was answered"
 
 
@@ -149,7 +155,8 @@ async def _kill(mesh: FaultMesh, given: argparse.Namespace) -> Found:
                 mesh.kill(name)
                 killed[victim] += 1
                 _say(f"{killed.total():4} {name} killed")
-        await settle(lambda: _is_whole(mesh), WHOLE_LIMIT_S)
+        is_whole = await settle(lambda: _is_whole(mesh), WHOLE_LIMIT_S)
+        missing = "" if is_whole else await mesh.what_is_missing()
         await asyncio.sleep(2.0 * PATIENCE_S)  # load goes on: what is gone is noticed
     finally:
         looking.cancel()
@@ -158,7 +165,8 @@ async def _kill(mesh: FaultMesh, given: argparse.Namespace) -> Found:
     saved = await _settled(mesh)
     entries, refused = await _patiently(_entries, mesh), await _patiently(_refused, mesh)
     made = _made(load.answered, lives, entries, saved)
-    return Found(dict(killed), len(load.answered), count(made, entries, saved, refused))
+    counted = count(made, entries, saved, refused)
+    return Found(dict(killed), len(load.answered), counted, missing)
 
 
 async def _is_whole(mesh: FaultMesh) -> bool:

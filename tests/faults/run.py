@@ -23,6 +23,9 @@ BEFORE_S = 1.0
 STEADY_S = 1.0
 """A run ends once the mesh is whole and every request of so long was answered in time."""
 WINDOW_S = 1.0
+CALM_SHARE = 0.5
+"""Least share in time of what was sent before the fault, which some of it met under way. Where
+nothing was served, service is as before at once."""
 WHOLE_LIMIT_S = 90.0
 IDLE_LIMIT_S = 6.0
 WRITTEN_LIMIT_S = 5.0
@@ -213,7 +216,8 @@ class _Found:
             complaints=complaints,
         )
         attempts = sum(int(each.columns["attempts"].sum()) for each in records)
-        complaints += self._of_requests(run)
+        calm_N = records[0].columns["status"][steady.sent_s < self.began_s] == ON_TIME
+        complaints += not_calm(calm_N) + self._of_requests(run)
         complaints += self._of_counts(run, attempts)
         complaints += self._of_state(run)
         return run
@@ -271,6 +275,13 @@ class _Found:
             if gone and what not in expect.may_lose:
                 found.append(f"{what} lost: {', '.join(sorted(gone))}")
         return found
+
+
+def not_calm(good_N: NDArray[np.bool_]) -> list[str]:
+    """Returns what is wrong with service before a fault, by what was in time of it."""
+    if len(good_N) and np.mean(good_N) >= CALM_SHARE:
+        return []
+    return [f"{int(np.sum(good_N))} of {len(good_N)} in time before the fault"]
 
 
 def recovery(

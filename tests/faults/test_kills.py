@@ -83,18 +83,27 @@ def test_the_count_sees_outcomes_that_nobody_counted_as_missing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("killed", "answered", "code", "said"),
+    ("killed", "answered", "taken", "missing", "said"),
     [
-        (3, 50, 0, "as it must be"),
-        (2, 50, 1, "NOT as it must be: 2 of 3 kills, then the time was up"),
-        (3, 0, 1, "NOT as it must be: no request was answered"),
+        (3, 50, (1,), "", ""),
+        (2, 50, (1,), "", "2 of 3 kills, then the time was up"),
+        (3, 0, (1,), "", "no request was answered"),
+        (3, 50, (), "", "the trainer took in nothing"),
+        (3, 50, (1,), "trainer", "not whole again: trainer"),
     ],
 )
 def test_a_run_that_could_show_nothing_is_not_good(
-    killed: int, answered: int, code: int, said: str, capsys: pytest.CaptureFixture[str]
+    killed: int,
+    answered: int,
+    taken: tuple[int, ...],
+    missing: str,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Nothing is lost where nothing was made, nor where nobody was killed."""
-    whole = count(_made(1), [_entry(1, is_acked=True)], _saved(1))
-    given = Namespace(kills=3, record=False)
-    assert kills._tell(kills.Found({"redis": killed}, answered, whole), given) == code
-    assert capsys.readouterr().err.splitlines()[-1] == said
+    """Nothing is lost where nothing was made or taken in, nor where nobody was killed."""
+    counted = count(_made(1), [_entry(1, is_acked=bool(taken))], _saved(*taken))
+    assert counted.is_good
+    found = kills.Found({"redis": killed}, answered, counted, missing)
+    assert kills._tell(found, Namespace(kills=3, record=False)) == bool(said)
+    verdict = f"NOT as it must be: {said}" if said else "as it must be"
+    assert capsys.readouterr().err.splitlines()[-1] == verdict

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tests.faults import jobs, page
 from tests.faults.catalog import CASES
 from tests.faults.jobs import run_jobs, shares
-from tests.faults.run import recovery
+from tests.faults.run import not_calm, recovery
 
 BEGAN_S, LIFTED_S = 2.0, 4.0
 SENT_S = np.arange(0.0, 10.0, 0.05)
@@ -57,6 +57,21 @@ def test_processes_get_shares_that_take_as_long() -> None:
     cases = [replace(CASES[0], name=name) for name in "abcd"]
     found = shares(cases, [10.0, 30.0, 10.0, 10.0], 2)
     assert [[case.name for case in share] for share in found] == [["b"], ["a", "c", "d"]]
+
+
+@pytest.mark.parametrize(
+    ("good", "found"),
+    [
+        ([True] * 9 + [False], []),
+        ([False] * 9 + [True], ["1 of 10 in time before the fault"]),
+        ([], ["0 of 0 in time before the fault"]),
+    ],
+)
+def test_service_that_was_bad_before_the_fault_is_no_measure(
+    good: list[bool], found: list[str]
+) -> None:
+    """To be as bad again takes no time."""
+    assert not_calm(np.array(good, bool)) == found
 
 
 def test_cases_of_a_mesh_stay_together_while_a_second_one_costs_more() -> None:
