@@ -15,10 +15,9 @@ from typing import Any
 
 from services.bench.bench import Bench, Server
 from services.bench.hop import TOKENS, Subject
-from services.bench.load import PROMPT, TIMEOUT_S, Ask, cpu_per_request_s
+from services.bench.load import PROMPT, TIMEOUT_S, Ask, cpu_per_request_s, unanswered
 from services.bench.readings import Reading
 from services.bench.routers import TASK, write_settings
-from services.local.errors import CommandError
 
 PATH = "/v1/chat/completions"
 PAIRS: Mapping[str, bool] = {"openai": False, "openai_stream": True}
@@ -84,22 +83,22 @@ async def _asking(bench: Bench, server: Server, *, is_stream: bool) -> Ask:
         reader, writer = idle.pop() if idle else await asyncio.open_connection(host, int(port))
         writer.write(request)
         async with asyncio.timeout(TIMEOUT_S):
-            answer = await _answer(reader)
-        if b'"error"' in answer or (is_stream and b"[DONE]" not in answer):
-            raise CommandError(f"{server.address} did not answer the benchmark: {answer[-200:]!r}")
+            head, answer = await _answer(reader)
+        is_whole = not is_stream or b"[DONE]" in answer
+        if not head.startswith(b"http/1.1 200 ") or b'"error"' in answer or not is_whole:
+            raise unanswered(server, repr(answer[-200:]))
         idle.append((reader, writer))
         return answer
 
     return ask
 
 
-async def _answer(reader: asyncio.StreamReader) -> bytes:
+async def _answer(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
-    assert head.startswith(b"http/1.1 200 "), head
     _, found, rest = head.partition(b"content-length:")
     if found:
-        return await reader.readexactly(int(rest.split(b"\r\n")[0]))
-    return await reader.readuntil(b"0\r\n\r\n")
+        return head, await reader.readexactly(int(rest.split(b"\r\n")[0]))
+    return head, await reader.readuntil(b"0\r\n\r\n")
 
 
 def json_body(*, is_stream: bool) -> bytes:

@@ -17,7 +17,15 @@ from collections.abc import Mapping
 
 from services.bench.bench import Bench, Server
 from services.bench.hop import DEVICES, Subject
-from services.bench.load import PROMPT, TIMEOUT_S, Ask, cpu_per_request_s, open_call
+from services.bench.load import (
+    PROMPT,
+    TIMEOUT_S,
+    Ask,
+    answered,
+    cpu_per_request_s,
+    open_call,
+    unanswered,
+)
 from services.bench.peers import PROCESS
 from services.bench.readings import Reading
 from services.bench.routers import TASK, start_router
@@ -69,13 +77,15 @@ def exchanging(bench: Bench, server: Server) -> Ask:
 
     async def ask() -> object:
         stream = call(timeout=TIMEOUT_S)
-        await stream.write(begin_of_exchange(_ID % next(numbers)))
-        answer = pb2.ProcessingResponse.FromString(await stream.read())
-        assert answer.HasField("request_headers"), answer
-        await stream.write(end)
-        await stream.read()
-        await stream.done_writing()
-        return await stream.code()
+        begin = begin_of_exchange(_ID % next(numbers))
+        with answered(server):
+            for message, part in ((begin, "request_headers"), (end, "response_trailers")):
+                await stream.write(message)
+                said = await stream.read() or b""  # nothing at the call's end
+                if not pb2.ProcessingResponse.FromString(said).HasField(part):
+                    raise unanswered(server, f"{part}: {said!r:.200}")
+            await stream.done_writing()
+            return await stream.code()
 
     return ask
 

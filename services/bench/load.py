@@ -80,7 +80,7 @@ def infer(bench: Bench, server: Server, payload: bytes = b"") -> Ask:
                 last = message
         end = kserve.ModelStreamInferResponse.FromString(last)
         if end.error_message or not end.infer_response.parameters[FINAL].bool_param:
-            raise CommandError(_unanswered(server, end.error_message or "the answer has no end"))
+            raise unanswered(server, end.error_message or "the answer has no end")
         return last
 
     return ask
@@ -93,11 +93,12 @@ def answered(server: Server) -> Iterator[None]:
         yield
     except grpc.aio.AioRpcError as error:
         said = f"{error.code().name}: {error.details()}"
-        raise CommandError(_unanswered(server, said)) from None
+        raise unanswered(server, said) from None
 
 
-def _unanswered(server: Server, why: str) -> str:
-    return f"{server.address} did not answer a request of the benchmark: {why}"
+def unanswered(server: Server, why: str) -> CommandError:
+    """Returns the error of a request that got no answer."""
+    return CommandError(f"{server.address} did not answer a request of the benchmark: {why}")
 
 
 async def cpu_per_request_s(

@@ -13,9 +13,11 @@ import pytest
 from tritonclient.grpc import service_pb2 as kserve
 
 from services.bench.bench import SUITES, Bench, Server
+from services.bench.gateway import exchanging
 from services.bench.load import infer, latencies_s, unary
-from services.bench.peers import INFER, UNARY, Handlers, answer, backend
+from services.bench.peers import INFER, PROCESS, UNARY, Handlers, answer, backend
 from services.local.errors import CommandError
+from tiercel.envoy.v3 import external_processor_pb2 as pb2
 
 
 @asynccontextmanager
@@ -67,6 +69,42 @@ async def test_an_error_in_a_stream_that_ends_well_is_no_answer(
     async with served(saying(*messages), tmp_path) as (bench, server):
         with pytest.raises(CommandError, match=f"did not answer a request .*: {why}"):
             await infer(bench, server)()
+
+
+EXCHANGE = [pb2.ProcessingResponse(), pb2.ProcessingResponse()]
+EXCHANGE[0].request_headers.SetInParent()
+EXCHANGE[1].response_trailers.SetInParent()
+BEGUN, ENDED = (each.SerializeToString() for each in EXCHANGE)
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ((BEGUN, ENDED), ""),
+        ((), "request_headers"),
+        ((BEGUN,), "trailers"),
+        ((BEGUN,) * 2, "trailers"),
+    ],
+)
+async def test_an_exchange_is_answered_at_its_beginning_and_its_end(
+    said: tuple[bytes, ...], why: str, tmp_path: Path
+) -> None:
+    """One whose end nobody takes costs less."""
+
+    async def process(requests: AsyncIterator[bytes], _: Any) -> AsyncIterator[bytes]:
+        for message in said:
+            await anext(requests)
+            yield message
+        await anext(requests, None)
+
+    handlers = Handlers({PROCESS: grpc.stream_stream_rpc_method_handler(process)})
+    async with served(handlers, tmp_path) as (bench, server):
+        ask = exchanging(bench, server)
+        if not why:
+            assert await ask() is grpc.StatusCode.OK
+            return
+        with pytest.raises(CommandError, match=why):
+            await ask()
 
 
 async def test_a_call_that_fails_is_an_error_of_the_command(tmp_path: Path) -> None:
