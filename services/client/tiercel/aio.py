@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, Unpack
 
 import grpc
 
@@ -129,6 +129,10 @@ class AsyncClient:
         except RuntimeError:  # none runs yet: the first call opens the channels
             return
         self._open(loop)
+
+    def __reduce__(self) -> NoReturn:
+        """Refuses to be copied or pickled: connections, and their loop, have one owner."""
+        raise TypeError(f"{type(self).__name__}: cannot be copied or pickled; make another one")
 
     async def __aenter__(self) -> Self:
         """Returns the client itself."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import re
+import sys
 from collections.abc import Sequence
 
 _SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "xds:")
@@ -33,8 +34,9 @@ _MOST: dict[str, float] = {
     **dict.fromkeys(("deadline_s", "token_interval_s", "latency_s", "timeout_s"), 1e9),
     **dict.fromkeys(("max_output_tokens", "prompt_token_count", "output_token_count"), 2**31 - 1),
     "seed": 2**63 - 1,
+    "connections": 1_000,
 }
-"""By name: what a message can carry, and no less than minus as much."""
+"""By name: what a message can carry, or a process, and no less than minus as much."""
 _OPTIONAL = frozenset({
     "deadline_s", "token_interval_s", "latency_s", "quality", "max_output_tokens", "seed", "ticket",
     "request_id",
@@ -61,11 +63,20 @@ def check(**given: object) -> None:
         if isinstance(value, str):
             _check_text(name, value)
         elif isinstance(value, numbers.Real):
-            if not math.isfinite(value):
-                raise ValueError(f"{name}: must be finite, got {value}")
-            most = _MOST.get(name)
-            if most is not None and abs(float(value)) > most:
-                raise ValueError(f"{name}: must be at most {most:.12g}, got {_shown(value)}")
+            _check_number(name, value)
+
+
+def _check_number(name: str, value: numbers.Real) -> None:
+    try:
+        size = abs(float(value))
+    except OverflowError:  # a whole number or a fraction beyond every float
+        size = math.inf
+    else:
+        if not math.isfinite(size):
+            raise ValueError(f"{name}: must be finite, got {value}")
+    most = _MOST.get(name, sys.float_info.max)
+    if size > most:
+        raise ValueError(f"{name}: must be at most {most:.12g}, got {_shown(value)}")
 
 
 def _check_text(name: str, text: str) -> None:
@@ -120,5 +131,8 @@ def check_addresses(addresses: Sequence[object]) -> list[str]:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole number of more than some thousand digits
+        text = "of too many digits"
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

@@ -12,7 +12,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, NoReturn, Self, TypeVar, Unpack
 
 from tiercel import errors
 from tiercel.aio import WAIT_SLACK_S, AsyncClient
@@ -51,6 +51,10 @@ class Client:
             raise
         # At the interpreter's end the thread goes with it.
         weakref.finalize(self, _let_go, self._client, self._loop, self._pid).atexit = False
+
+    def __reduce__(self) -> NoReturn:
+        """Refuses to be copied or pickled: connections, and their loop, have one owner."""
+        raise TypeError(f"{type(self).__name__}: cannot be copied or pickled; make another one")
 
     def __enter__(self) -> Self:
         """Returns the client itself."""

@@ -64,6 +64,10 @@ def test_the_other_calls_check_theirs() -> None:
         ({"request_id": "é\udfff"}, "request_id: is no valid text"),
         ({"deadline_s": 1e30}, "deadline_s: must be at most 1000000000, got float 1e+30"),
         ({"deadline_s": 10**30}, "deadline_s: must be at most 1000000000, got int 1000"),
+        ({"deadline_s": 10**400}, "deadline_s: must be at most 1000000000, got int 1000"),
+        ({"deadline_s": Fraction(10**400)}, "deadline_s: must be at most 1000000000, got Fraction"),
+        ({"quality_floor": 10**400}, "quality_floor: must be at most 1.79769313486e+308, got int"),
+        ({"seed": 10**5000}, "seed: must be at most 9.22337203685e+18, got int of too many digits"),
         ({"seed": 2**80}, "seed: must be at most 9.22337203685e+18, got int 1208"),
         ({"max_output_tokens": -(2**40)}, "max_output_tokens: must be at most 2147483647, got int"),
     ],
@@ -113,6 +117,13 @@ def test_an_address_that_is_none_is_named(address: str, message: str) -> None:
     with pytest.raises(ValueError, match="addresses: ") as found:
         Client(address)
     assert message in str(found.value)
+
+
+@pytest.mark.parametrize("connections", [1_001, 10**12, 10**400])
+def test_connections_are_bounded(connections: int) -> None:
+    """Each is a channel with buffers of its own: a slip must not fill the memory."""
+    with pytest.raises(ValueError, match="connections: must be at most 1000, got int 10"):
+        Client(NOWHERE, connections=connections)
 
 
 def test_what_grpc_resolves_is_an_address() -> None:
