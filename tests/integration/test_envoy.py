@@ -435,6 +435,9 @@ async def test_what_changes_a_server_reaches_none(
             await mesh.router.server.stop(0.0)
         for path in ("/v2/repository/models/large/unload", "/update_weights", "/generate"):
             assert (await mesh.client.post(path)).status_code == 403
+        assert (await mesh.client.put(GENERATE)).status_code == 403
+        assert (await mesh.post(sec_fetch_site="cross-site")).status_code == 403
+        assert mesh.counted("offered") == 0
     assert [path for tier in two_tiers for path in tier.paths] == []
 
 

@@ -53,6 +53,7 @@ _OPENAI = re.compile(r"(?:/[^/?#]+)*/(?:v1/[^?#]+|invocations/?(?:[?#]|$))")
 """Paths of servers that speak OpenAI; the second is that of SageMaker, which vLLM serves too."""
 _HARMLESS = re.compile(r"(?:/v2/repository/index|(?:/[^/?#]+)*/(?:de)?tokenize)(?:[?#]|$)")
 """Paths that are posted to and neither answer prompts nor change a server."""
+_ONLY_READ = frozenset({"GET", "HEAD", "OPTIONS"})
 REASON_CONTROL = "PATH_NOT_SERVED"
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
 # A gateway tells of the beginning and of the end; of what comes between, nothing.
@@ -118,15 +119,18 @@ def path_of(headers: Mapping[str, str]) -> Path | None:
 
     What a server takes for such a request is one here too, however its path is written: it would
     be answered without being counted, past every limit. So nothing is posted to a path that is not
-    known here.
+    known here, and nothing is sent by a method that may do what POST does.
 
     Raises:
         InvalidArgumentError: The path is too long, or hides what it asks for.
         PermissionDeniedError: It may answer what is not counted, or change the server.
     """
-    path = headers.get(":path", "")
-    if headers.get(":method") != "POST":
+    path, method = headers.get(":path", ""), headers.get(":method")
+    if method in _ONLY_READ:
         return None
+    if method != "POST":  # some servers take PUT in its place
+        text = ":method: must be POST, GET, HEAD or OPTIONS"
+        raise PermissionDeniedError(text, reason=REASON_CONTROL)
     found = _asked(path)
     if found is not None and len(path) > _MOST_PATH_CHARACTERS:
         problem = f"has {len(path)} characters"

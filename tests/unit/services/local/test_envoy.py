@@ -28,7 +28,8 @@ def test_every_place_of_the_mesh_is_put_in() -> None:
     assert ports(config, "pickers") == [3, 4]
     assert ports(config, "tiers") == [5]
     [hosts] = connection_manager(config)["route_config"]["virtual_hosts"]
-    rewrite = hosts["routes"][1]["route"]["regex_rewrite"]
+    routes = [each["route"] for each in hosts["routes"] if "route" in each]
+    [rewrite] = [each["regex_rewrite"] for each in routes if "regex_rewrite" in each]
     assert rewrite["substitution"] == "/v2/models/gpu0_small/"
 
 

@@ -126,14 +126,31 @@ def test_paths_that_are_not_known_are_not_served(path: str) -> None:
         convert.path_of({":path": path, ":method": "POST"})
 
 
-def test_the_shipped_envoy_says_the_same() -> None:
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "TRACE", "post", ""])
+def test_methods_that_may_do_what_post_does_are_not_served(method: str) -> None:
+    """By another method a prompt would be answered that nobody counts."""
+    for path in (*ANSWERED, *HARMLESS, "/flush_cache"):
+        with pytest.raises(PermissionDeniedError) as caught:
+            convert.path_of({":path": path, ":method": method})
+        assert caught.value.reason == "PATH_NOT_SERVED"
+
+
+@pytest.mark.parametrize("file", ["envoy.yaml", "envoy.tls.yaml"])
+def test_the_shipped_envoy_says_the_same(file: str) -> None:
     """Without a router it takes what a router would, and nothing else."""
-    config = load_yaml(DEPLOY / "envoy" / "envoy.yaml")
+    config = load_yaml(DEPLOY / "envoy" / file)
     [listener] = config["static_resources"]["listeners"]
     [manager] = listener["filter_chains"][0]["filters"]
     [host] = manager["typed_config"]["route_config"]["virtual_hosts"]
-    refusing = host["routes"][0]
-    assert refusing["direct_response"] == {"status": 403}
+    sites, methods, refusing = host["routes"][:3]
+    for each in (sites, methods, refusing):
+        assert each["direct_response"] == {"status": 403}
+    [site] = sites["match"]["headers"]
+    assert (site["name"], site["string_match"]) == ("sec-fetch-site", {"exact": "cross-site"})
+    [method] = methods["match"]["headers"]
+    named = method["string_match"]["safe_regex"]["regex"].split("|")
+    assert method["invert_match"]
+    assert set(named) == {"GET", "HEAD", "OPTIONS", "POST"}
     _, *paths = refusing["match"]["headers"]
     assert all(path["invert_match"] for path in paths)
     taken = [re.compile(path["string_match"]["safe_regex"]["regex"]) for path in paths]
