@@ -114,6 +114,28 @@ def count_arrival(traffic: Traffic, now_s: float, prompt_tokens: float) -> None:
     traffic.mean_prompt = moved(traffic.mean_prompt, prompt_tokens)
 
 
+def remembered(traffic: Traffic) -> tuple[float, ...]:
+    """Returns all that is known of the traffic, for `restore`."""
+    return (
+        traffic.last_s, traffic.start_s, traffic.short, traffic.long, traffic.mean_prompt,
+        traffic.gap_s, traffic.gap_square_s2, traffic.gaps,
+        traffic.others_rps, traffic.returned_s, traffic.returned_rps,
+    )  # fmt: skip
+
+
+def restore(traffic: Traffic, before: tuple[float, ...]) -> None:
+    """Forgets what came since `remembered`: an arrival that turned out to be none.
+
+    No device would take up a request whose deadline nobody could meet. If it counted, one caller
+    with such deadlines would have all others take smaller tiers.
+    """
+    (
+        traffic.last_s, traffic.start_s, traffic.short, traffic.long, traffic.mean_prompt,
+        traffic.gap_s, traffic.gap_square_s2, traffic.gaps,
+        traffic.others_rps, traffic.returned_s, traffic.returned_rps,
+    ) = before  # fmt: skip
+
+
 def count_cached(traffic: Traffic, cached_tokens: float) -> None:
     """Takes what is cached of the prompt counted last out of the mean.
 

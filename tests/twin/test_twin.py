@@ -23,6 +23,7 @@ from tests.twin.worlds import (
     Setting,
     Told,
     lived,
+    only,
     policy_of,
     simulated,
     through,
@@ -172,12 +173,17 @@ def test_classes_matter_in_these_worlds(load: str) -> None:
 
 
 def test_hopeless_deadlines_are_nobody_elses_in_these_worlds() -> None:
-    """They are refused, and the other requests go on getting large tiers."""
-    stories = told_twice("price", "calm", "hopeless deadlines", 3)[0].stories
-    refused = sum(story.end == "refused" for story in stories)
-    assert 0.05 < refused / len(stories) < 0.25
-    tiers = [story.tier for story in stories if story.end != "refused"]
-    assert np.mean(np.array(tiers) == max(tiers)) > 0.5
+    """They are refused, and the other requests fare as if there were only them."""
+    arrival_N = LOADS["calm"](np.random.default_rng([3, 0]))
+    plain = workload(arrival_N, MIXED, 0.4, 3)
+    mixed = with_hopeless(plain, 0.6, np.random.default_rng([3, 3]))
+    is_other_N = mixed.slack_N == plain.slack_N
+    assert 0.3 < np.mean(is_other_N) < 0.7
+    stories = lived(mixed, policy_of("price", SNAPSHOT), Setting()).stories
+    alone = lived(only(mixed, is_other_N), policy_of("price", SNAPSHOT), Setting()).stories
+    others = [story for story, is_other in zip(stories, is_other_N, strict=True) if is_other]
+    assert others == alone
+    assert len({story.tier for story in others}) > 1
 
 
 def test_targets_matter_in_these_worlds() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -216,6 +216,16 @@ def with_hopeless(offered: Workload, share: float, rng: np.random.Generator) -> 
     is_hopeless_N = is_hard_N & (rng.random(len(offered)) < share)
     slack_N = np.where(is_hopeless_N, 2.0**-12, offered.slack_N)
     return replace(offered, slack_N=slack_N)
+
+
+def only(offered: Workload, is_there_N: NDArray[np.bool_]) -> Workload:
+    """Returns some of the requests of a workload, each at its time."""
+    rows = {
+        field.name: value[is_there_N]
+        for field in fields(offered)
+        if isinstance(value := getattr(offered, field.name), np.ndarray)
+    }
+    return replace(offered, **rows)
 
 
 def through(offered: Workload, routers: int, rng: np.random.Generator) -> Workload:

@@ -448,9 +448,14 @@ def advance(w: World) -> int:
             i = clock.arrivals
             clock.arrivals += 1
             request = w.requests[i]
-            traffic.count_arrival(w.routers[request.router], time_s, request.prompt)
+            own = w.routers[request.router]
+            before, place_before = traffic.remembered(own), own.mean_place
+            traffic.count_arrival(own, time_s, request.prompt)
             if prepare(w, i, time_s):
                 return int(i)
+            if request.impossible != 0:
+                traffic.restore(own, before)
+                own.mean_place = place_before
 
 
 @jit_unmanaged

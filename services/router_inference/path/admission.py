@@ -88,8 +88,9 @@ class Admission:
     def is_impossible(self, slack_s: float, idle_s: float) -> bool:
         """Returns whether what was just refused would be so with nothing under way, too.
 
-        Then its deadline is to blame and not the load, so nobody learns from it: else one caller
-        with such deadlines would have all others take smaller tiers, or less than they ask for.
+        Then its deadline is to blame and not the load, so nobody learns from it, and it is no
+        traffic: else one caller with such deadlines would have all others take smaller tiers, or
+        less than they ask for.
 
         Args:
             slack_s: time left, seconds.

@@ -137,6 +137,9 @@ class Decider:
         is_refused = verdict.action == REFUSED
         if is_refused and not job.attempts:
             job.is_impossible = self._admission.is_impossible(request.slack_s, result_R[IDLE_S])
+            if job.is_impossible:  # nothing has come since it was counted: nobody waited for others
+                view.traffic.on_impossible()
+                self._priorities.take_back()
         if factor > 0.0 and not job.is_impossible:
             self._priorities.learn(standing, refused=is_refused)
         if is_refused:

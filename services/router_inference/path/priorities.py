@@ -16,10 +16,12 @@ class Priorities:
     def __init__(self) -> None:
         """Starts as if all requests had been normal, and none refused."""
         self._learned = Classes()
+        self._mean_place_before = self._learned.mean_place
 
     def arrive(self, job: Job) -> Standing:
         """Counts a request that is to be decided for; returns what its class means for it."""
         learned, place = self._learned, job.request.priority
+        self._mean_place_before = learned.mean_place
         if priority.is_alone(learned, place):
             # So it is in most meshes, for every request: what follows would come to the same.
             return (
@@ -35,6 +37,10 @@ class Priorities:
             priority.log_caution(learned, place),
             priority.is_owed(learned, place),
         )
+
+    def take_back(self) -> None:
+        """Forgets the request that was counted last."""
+        self._learned.mean_place = self._mean_place_before
 
     def learn(self, standing: Standing, *, refused: bool) -> None:
         """Learns what admission made of a request that it was asked about."""

@@ -22,14 +22,25 @@ class Arrivals:
         self._own = siblings.first_arrivals(now_s)
         # What a share of the arrivals looks like says nothing of how bursty all of them are.
         self._gaps = self._own if siblings.is_alone else Traffic(now_s)
+        self._own_before = traffic.remembered(self._own)
+        self._gaps_before = traffic.remembered(self._gaps)
 
     def count(self, now_s: float, prompt_tokens: float) -> None:
         """Counts a request."""
+        self._own_before = traffic.remembered(self._own)
         if self._gaps is not self._own:
+            self._gaps_before = traffic.remembered(self._gaps)
             others = self._siblings.other_arrivals()
             self._gaps.last_s = max([self._own.last_s, *(other.last_s for other in others)])
             traffic.count_arrival(self._gaps, now_s, prompt_tokens)
         traffic.count_arrival(self._own, now_s, prompt_tokens)
+        self._siblings.show_arrivals(self._own)
+
+    def take_back(self) -> None:
+        """Forgets the request that was counted last, and what was decided for it."""
+        traffic.restore(self._own, self._own_before)
+        if self._gaps is not self._own:
+            traffic.restore(self._gaps, self._gaps_before)
         self._siblings.show_arrivals(self._own)
 
     def count_cached(self, tokens: float) -> None:
@@ -96,6 +107,10 @@ class TrafficView:
     def on_arrival(self, now_s: float, prompt_tokens: float) -> None:
         """Counts a request."""
         self._own.count(now_s, prompt_tokens)
+
+    def on_impossible(self) -> None:
+        """Learns that the request counted last could not be in time on idle devices either."""
+        self._own.take_back()
 
     def on_cached(self, tokens: float) -> None:
         """Learns how much is cached of the prompt that came last, where that goes."""

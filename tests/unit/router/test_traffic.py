@@ -15,6 +15,21 @@ from router.traffic import Traffic
 from trainer.simulation.state import ROUTER
 
 
+@pytest.mark.parametrize("count", [0, 1, 40])
+def test_an_arrival_that_was_none_leaves_nothing(count: int) -> None:
+    """Also one that seemed to bring traffic back, and what was decided for it."""
+    seen = Traffic(0.0)
+    for i in range(count):
+        traffic.count_arrival(seen, 0.01 * (i + 1), 10.0 + i)
+    kept, before = dataclasses.replace(seen), traffic.remembered(seen)
+    traffic.count_arrival(seen, 5.0, 500.0)
+    traffic.note_others(seen, 100.0)
+    assert seen != kept
+    traffic.restore(seen, before)
+    assert seen == kept
+    assert len(before) == len(dataclasses.fields(Traffic))
+
+
 @given(rate=st.floats(min_value=1.0, max_value=2000.0))
 def test_a_steady_rate_is_found(rate: float) -> None:
     """After several time constants the mean over one interval of arrivals equals the true rate."""

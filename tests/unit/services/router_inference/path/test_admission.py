@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.safety import SafetyLimits
+from router.types import Priority
 from services.common.errors import DeadlineExceededError, ResourceExhaustedError
 from services.router_inference.job import Job, Outcome
 from services.router_inference.path.admission import Admission
@@ -86,6 +87,26 @@ async def test_a_deadline_that_nobody_could_meet_moves_nothing() -> None:
     assert core.admission.caution.refused_s == rig.clock.monotonic_s()
     assert clients._level < math.inf
     assert core.watch.in_force().requests == 1.0
+
+
+@scenario
+async def test_a_deadline_that_nobody_could_meet_is_no_traffic() -> None:
+    """Neither rates nor the mix of classes know of it, nor what the next one is decided by."""
+    rig = make_rig()
+    for _ in range(50):
+        with pytest.raises(ResourceExhaustedError):
+            await rig.answer(rig.job(deadline_s=0.005, priority=Priority.HIGH))
+    traffic = rig.core.view.traffic
+    assert traffic.own_rates_rps(rig.clock.monotonic_s()) == (0.0, 0.0)
+    assert traffic.mean_prompt_tokens == 0.0
+    job, only = rig.job(), make_rig()
+    await rig.answer(job)
+    first = only.job()
+    await only.answer(first)
+    assert job.choice is not None
+    assert first.choice is not None
+    assert job.choice.standing == first.choice.standing
+    assert traffic.own_rates_rps(job.end_s) == only.core.view.traffic.own_rates_rps(first.end_s)
 
 
 @scenario
