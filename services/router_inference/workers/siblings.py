@@ -210,7 +210,8 @@ class SharedSiblings(NoSiblings):
     def show_arrivals(self, own: Traffic) -> None:
         """Shows the siblings the arrivals at this worker."""
         words = self._block.real
-        words[LAST_S], words[START_S] = own.last_s, own.start_s
+        # 0 says that none has come yet, or none that counts.
+        words[LAST_S], words[START_S] = own.last_s, max(0.0, own.start_s)
         words[SHORT], words[LONG] = own.short, own.long
 
     def other_arrivals(self) -> Sequence[Traffic]:

@@ -46,6 +46,27 @@ def test_rates_and_burstiness_are_those_of_all_workers() -> None:
         assert worker.burstiness() == pytest.approx(alone.burstiness(), rel=0.35)
 
 
+@pytest.mark.parametrize("seen", [0, 1, 30])
+def test_an_arrival_that_was_none_is_none_to_all_workers(seen: int) -> None:
+    """One that takes its last arrival back tells, and hears, what it would have without it."""
+    rates, burstiness = [], []
+    for is_taken_back in (False, True):
+        memory = Memory(worker_count=2, counts_width=1)
+        first, second = (Arrivals(1.0, SharedSiblings(memory, number)) for number in (1, 2))
+        for tick in range(seen):
+            first.count(1.0 + 0.01 * tick * tick, 10.0)
+        if is_taken_back:
+            first.count(15.0, 900.0)
+            first.take_back()
+        for tick in range(5):
+            second.count(15.1 + 0.01 * tick, 10.0)
+        rates += [each.rates_rps(15.2) for each in (first, second)]
+        burstiness += [each.burstiness() for each in (first, second)]
+        assert first.mean_prompt_tokens == (10.0 if seen else 0.0)
+    assert rates[:2] == rates[2:]
+    assert burstiness[:2] == burstiness[2:]
+
+
 def test_a_successor_goes_on_with_what_was_seen() -> None:
     """A worker that is killed takes no arrivals out of the rates."""
     memory = Memory(worker_count=2, counts_width=1)
