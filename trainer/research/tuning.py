@@ -26,10 +26,11 @@ from numpy.typing import NDArray
 from scipy.stats import qmc
 
 from router.catalog import QualityTable, parse_quality
+from router.dqn.snapshot import SnapshotError
 from router.policies.base import Parameter
-from router.policies.table import BY_HAND, BY_NAME
+from router.policies.table import BY_HAND, BY_NAME, MissingSnapshotError
 from router.profile import LatencyProfile, parse_profile
-from router.types import InvalidFileError, Task
+from router.types import InvalidFileError, Task, UnknownPolicyError
 from trainer.evaluation.fluid import fluid_reference
 from trainer.evaluation.scenarios import SCENARIOS
 from trainer.simulation.scenarios import default_lengths
@@ -373,11 +374,22 @@ def setting_of(options: argparse.Namespace) -> Setting:
     )
 
 
+_BAD_INPUT = (
+    OSError,
+    TuningError,
+    InvalidFileError,
+    MissingSnapshotError,
+    SnapshotError,
+    UnicodeDecodeError,
+    UnknownPolicyError,
+)
+
+
 def run_command(work: Callable[[], None]) -> int:
     """Runs a command's work; bad input is one line on stderr and exit status 2."""
     try:
         work()
-    except (OSError, TuningError, InvalidFileError, UnicodeDecodeError) as error:
+    except _BAD_INPUT as error:
         print(error, file=sys.stderr)
         return 2
     return 0
