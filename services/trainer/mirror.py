@@ -260,8 +260,24 @@ class PolicyMirror:
         elif stored > self.activation:
             self.history = list(history[:-1])
             await self._follow(history[-1])
+        elif history[-1:] != self.history[-1:]:
+            await self._yield_number(history)
         if await self._rollout.pull():
             await self._tell()
+
+    async def _yield_number(self, history: list[Activation]) -> None:
+        """Activates anew what another trainer has activated under the number of ours.
+
+        The store had taken ours in and lost it, as in a failover. Routers tell activations apart by
+        their numbers: those that know ours would never hear that the number means another policy.
+        """
+        await self._rollout.pull()  # a pin of ours is none of theirs
+        ours, self.history = self.history, list(history)
+        await self._catch_up(history[-1].activation)
+        if self.activation == history[-1].activation:
+            self.history = ours  # not done yet: the next look finds both again
+            return
+        self._log.warning("activation_overtaken", policy=ours[-1].name, version=ours[-1].version)
 
     async def _catch_up(self, stored: int) -> None:
         """Activates our policy in a store that missed it, under our number if it is free there.

@@ -125,6 +125,32 @@ async def test_a_store_that_lost_its_last_writes_gets_them_back(bench: Bench) ->
     assert other.rollout == bench.mirror.rollout == RolloutState(pinned_activation=2)
 
 
+@pytest.mark.parametrize("is_away", [False, True])
+async def test_a_number_that_a_failover_gave_twice_is_given_up(bench: Bench, is_away: bool) -> None:
+    """Routers at either trainer hear of a new number; what the later one activated holds."""
+    other = bench.another()
+    await bench.mirror.activate("price", "", None)
+    await other.pull()
+    older = copy.deepcopy(bench.store.target)
+    await bench.mirror.activate("dqn", "1", None, pinned)
+    bench.store.target = older
+    await other.activate("greedy", "", None)
+    assert bench.mirror.history[-1].activation == other.history[-1].activation == 2
+    activate = older.activate
+
+    async def unheard(*_arguments: Any, **_named: Any) -> int:
+        raise StateUnavailableError("did not answer in time")
+
+    if is_away:
+        older.activate = unheard
+        assert await present(bench.mirror) == Activation(2, "dqn", "1")
+        older.activate = activate
+    for mirror in (bench.mirror, other, bench.another()):
+        assert await present(mirror) == Activation(3, "greedy", "")
+        assert mirror.rollout.pinned_activation == 0
+    assert [each.activation for each in await bench.store.history()] == [1, 2, 3]
+
+
 async def test_an_activation_made_meanwhile_keeps_its_number(bench: Bench) -> None:
     """It is the same one when the store is back, unless another trainer took the number."""
     bench.store.is_down = True
