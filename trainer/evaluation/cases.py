@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from router import smooth
 from trainer.bound.performance import performance_bound, window_bounds
 from trainer.evaluation.jobs import Context
-from trainer.evaluation.scenarios import SCENARIOS
+from trainer.evaluation.scenarios import SCENARIOS, WARM_UP_S
 from trainer.evaluation.seeds import stream
 from trainer.simulation.setting import Setting
 from trainer.simulation.simulate import FleetEvent, SimulationConfig, SimulationResult, simulate
@@ -25,8 +25,6 @@ from trainer.simulation.state import ANSWERED
 from trainer.simulation.workload import Workload
 from trainer.traces.resample import trace_workload
 
-WARM_UP_S = 1.0
-"""Left out at the start of every run: routers have no estimate of the rate yet."""
 WINDOW_S = 10.0
 LATENESS_DECAY_S = smooth.DECAY_S
 """Smooth goodput: an answer late by this much counts 1/e."""

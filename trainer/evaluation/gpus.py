@@ -14,9 +14,9 @@ import numpy as np
 from router.catalog import Catalog
 from router.fleet import EndpointSpec, build_fleet
 from router.policies.table import make_policy
-from trainer.evaluation.cases import WARM_UP_S
 from trainer.evaluation.jobs import Context
 from trainer.evaluation.rows import Row, measured, ratio_of_means, rounded
+from trainer.evaluation.scenarios import WARM_UP_S
 from trainer.evaluation.seeds import stream
 from trainer.simulation.setting import Setting
 from trainer.simulation.simulate import PolicySpec, simulate

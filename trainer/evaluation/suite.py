@@ -16,7 +16,7 @@ from router.profile import LatencyProfile
 from router.types import RewardKind
 from trainer.evaluation import studies
 from trainer.evaluation.answer import answer, best_policy
-from trainer.evaluation.cases import TRACE_PREFIX, WARM_UP_S, WINDOW_S, Case
+from trainer.evaluation.cases import TRACE_PREFIX, WINDOW_S, Case
 from trainer.evaluation.fluid import FluidJob
 from trainer.evaluation.gpus import GpuJob, gpu_rows
 from trainer.evaluation.headlines import headlines
@@ -28,6 +28,7 @@ from trainer.evaluation.policies import REGRET_BASELINE, Contender, specs, yards
 from trainer.evaluation.rates import Rates, measured_rates
 from trainer.evaluation.regret import coping_points, gap_rows, regret_point_rows, regret_rows
 from trainer.evaluation.rows import Row, labelled, ratio_rows, score_rows, violations
+from trainer.evaluation.scenarios import WARM_UP_S
 from trainer.evaluation.seeds import evaluation_seeds
 from trainer.evaluation.shifts import shift_cases, shift_rows, shifted_settings, shifts_of
 from trainer.evaluation.windows import (

@@ -23,9 +23,9 @@ import numpy as np
 
 from router.priority import CAUTION, OWED, PRICE
 from router.types import Priority
-from trainer.evaluation.cases import WARM_UP_S
 from trainer.evaluation.facts import usable_cores
 from trainer.evaluation.jobs import Context, Runner
+from trainer.evaluation.scenarios import WARM_UP_S
 from trainer.evaluation.seeds import evaluation_seeds, stream
 from trainer.research.scale import spec_of
 from trainer.research.tuning import add_profile_options, add_study_options, profile_of, run_command

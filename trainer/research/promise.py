@@ -27,9 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.types import Priority
-from trainer.evaluation.cases import WARM_UP_S
 from trainer.evaluation.facts import usable_cores
 from trainer.evaluation.jobs import Context, Runner
+from trainer.evaluation.scenarios import WARM_UP_S, whole_periods_s
 from trainer.evaluation.seeds import evaluation_seeds, stream
 from trainer.evaluation.statistics import interval
 from trainer.research.scale import spec_of
@@ -94,6 +94,7 @@ class Trial:
         duration_s = max(SHORTEST_S, 2.2 * self.period_s, duration_s)
         rng = stream(self.seed, f"promise/{self.case}/{self.load:g}")
         if self.period_s:
+            duration_s = whole_periods_s(duration_s, self.period_s)
             low_rps, high_rps = 0.4 * rate_rps, 1.6 * rate_rps
             arrival_N = square_wave(low_rps, high_rps, self.period_s, duration_s, rng)
         else:

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from router.reserve import SHARES
-from trainer.evaluation.cases import WARM_UP_S
 from trainer.evaluation.facts import usable_cores
 from trainer.evaluation.jobs import Context, Runner
+from trainer.evaluation.scenarios import WARM_UP_S, whole_periods_s
 from trainer.evaluation.seeds import evaluation_seeds, stream
 from trainer.research.scale import spec_of
 from trainer.research.tuning import add_profile_options, add_study_options, profile_of, run_command
@@ -78,6 +78,7 @@ class Trial:
         duration_s = max(SHORTEST_S, PERIODS * period_s, duration_s)
         rng = stream(self.seed, f"reserve/{period_s:g}/{self.load:g}")
         if period_s:
+            duration_s = whole_periods_s(duration_s, period_s)
             low_rps, high_rps = LOW * rate_rps, HIGH * rate_rps
             arrival_N = square_wave(low_rps, high_rps, period_s, duration_s, rng)
         else:

@@ -16,10 +16,9 @@ import numpy as np
 
 from router.dqn.snapshot import load_snapshot
 from router.features import SCHEMA
-from trainer.evaluation.cases import WARM_UP_S
 from trainer.evaluation.jobs import Context
 from trainer.evaluation.rows import ratio_of_means
-from trainer.evaluation.scenarios import SCENARIOS
+from trainer.evaluation.scenarios import SCENARIOS, WARM_UP_S
 from trainer.evaluation.seeds import stream
 from trainer.evaluation.statistics import Interval, interval
 from trainer.learning.offline.config import Budget, OfflineConfig

@@ -57,6 +57,13 @@ def test_gaps_have_the_rate_and_variation_asked_for(process: Any, cv: Any) -> No
     assert gaps.std() / gaps.mean() == pytest.approx(cv, rel=0.08, abs=1e-6)
 
 
+def test_clumped_arrivals_have_their_rate_in_a_short_run_too() -> None:
+    """A hundred requests on the mean of many runs, not a third more for a clump at the start."""
+    phases = [Phase("a", 10, 10)]
+    runs = [draw_arrivals(phases, seed=seed, process="gamma", cv=8.0) for seed in range(2_000)]
+    assert np.mean([len(run.arrival_s) for run in runs]) == pytest.approx(100.0, rel=0.08)
+
+
 def test_the_burst_phase_has_its_own_rate() -> None:
     """Counts per phase follow rate times length."""
     phases = [Phase("calm", 100, 10), Phase("burst", 100, 50), Phase("recovery", 100, 10)]

@@ -9,9 +9,10 @@ import pytest
 
 from tests.unit.trainer.evaluation import subjects
 from tests.unit.trainer.evaluation.subjects import outcome
-from trainer.evaluation.cases import WARM_UP_S, WINDOW_S, Case, CaseResult
+from trainer.evaluation.cases import WINDOW_S, Case, CaseResult
 from trainer.evaluation.jobs import Context
 from trainer.evaluation.plan import PLANS
+from trainer.evaluation.scenarios import WARM_UP_S
 from trainer.evaluation.seeds import evaluation_seeds
 from trainer.evaluation.windows import (
     crossing,
