@@ -6,7 +6,6 @@ import enum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from router.decision import NOT_FINITE, NOTHING_ALLOWED, REFUSED
-from router.features import SCHEMA
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,11 +17,17 @@ class FallbackReason(enum.Enum):
     """Why the fallback decided; the values are labels of telemetry."""
 
     NO_SNAPSHOT = "no_snapshot"
-    SCHEMA_MISMATCH = "schema_mismatch"
     NOT_FINITE = "not_finite"
-    STALE_STATE = "stale_state"
     POLICY_ERROR = "policy_error"
     BAD_ACTION = "bad_action"
+
+
+FAULTS = (
+    FallbackReason.NOT_FINITE.value,
+    FallbackReason.POLICY_ERROR.value,
+    FallbackReason.BAD_ACTION.value,
+)
+"""Reasons that a policy itself gives."""
 
 
 class Ask(Protocol):
@@ -55,37 +60,22 @@ class Verdict(NamedTuple):
 class Guard:
     """A policy that hands over to a fallback, decision by decision, and counts why.
 
-    The fallback is used when there is no policy (no snapshot, or one whose feature schema is not
-    ours), when the system state is older than `max_state_age_s`, and when the policy raises or
-    answers with a row that is not allowed or with scores that are not finite on the allowed rows.
-    Nothing here raises for what the policy did.
+    The fallback is used when there is no policy yet, and when the policy raises or answers with a
+    row that is not allowed or with scores that are not finite on the allowed rows. Nothing here
+    raises for what the policy did.
 
     Not thread-safe: one event loop owns it.
     """
 
-    def __init__(
-        self,
-        *,
-        policy: Policy | None,
-        fallback: Policy,
-        max_state_age_s: float,
-        feature_schema: str = "",
-        absence: FallbackReason = FallbackReason.NO_SNAPSHOT,
-    ) -> None:
+    def __init__(self, *, policy: Policy | None, fallback: Policy) -> None:
         """Guards `policy`.
 
         Args:
-            policy: the policy proper, or None.
-            fallback: a policy that needs no snapshot.
-            max_state_age_s: age of the state above which the fallback decides, seconds.
-            feature_schema: schema the policy was trained on; empty = it reads no features.
-            absence: the reason counted while `policy` is None.
+            policy: the policy proper; None while it has no snapshot.
+            fallback: a policy that needs none.
         """
         self._fallback = fallback
-        self._max_state_age_s = max_state_age_s
-        self._absence = absence
         self._policy = policy
-        self._schema_ok = feature_schema in ("", SCHEMA)
         self._counts = {reason.value: 0 for reason in FallbackReason}
         self._last_error: Exception | None = None
 
@@ -114,28 +104,23 @@ class Guard:
         """The last error the policy raised; None if none did."""
         return self._last_error
 
-    def replace(
-        self, policy: Policy | None, feature_schema: str = "", fallback: Policy | None = None
-    ) -> None:
+    def replace(self, policy: Policy | None, fallback: Policy | None = None) -> None:
         """Swaps the policy proper, and a fallback if given, between two decisions.
 
         Counters go on.
         """
         self._policy = policy
-        self._schema_ok = feature_schema in ("", SCHEMA)
         self._fallback = fallback or self._fallback
 
-    def decide(self, desk: Ask, state_age_s: float) -> Verdict:
+    def decide(self, desk: Ask) -> Verdict:
         """Returns the policy's decision, or the fallback's with `fallback_reason` set.
 
         Args:
             desk: puts the request to a policy.
-            state_age_s: age of the system state, seconds.
         """
         policy = self._policy
-        reason = self._standing_reason(state_age_s)
-        if reason is not None or policy is None:
-            return self._fall_back(reason or self._absence, desk)
+        if policy is None:
+            return self._fall_back(FallbackReason.NO_SNAPSHOT, desk)
         try:
             action = desk.ask(policy)
         except Exception as error:
@@ -149,16 +134,6 @@ class Guard:
         if not desk.is_open(action):
             return self._fall_back(FallbackReason.BAD_ACTION, desk)
         return Verdict(action, policy)
-
-    def _standing_reason(self, state_age_s: float) -> FallbackReason | None:
-        """Returns why the policy need not even be asked, or None."""
-        if self._policy is None:
-            return self._absence
-        if not self._schema_ok:
-            return FallbackReason.SCHEMA_MISMATCH
-        if not state_age_s <= self._max_state_age_s:
-            return FallbackReason.STALE_STATE
-        return None
 
     def _fall_back(self, reason: FallbackReason, desk: Ask) -> Verdict:
         action = desk.ask(self._fallback)

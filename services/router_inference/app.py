@@ -366,12 +366,7 @@ class RouterInference:
     def _make_slot(self) -> PolicySlot:
         policies = configured(self._own, self._files.catalog)
         with as_settings_errors():
-            return PolicySlot(
-                **policies,
-                max_state_age_s=self._own.state_max_age_s,
-                metrics=self._metrics,
-                log=self._log,
-            )
+            return PolicySlot(**policies, metrics=self._metrics, log=self._log)
 
 
 def _services(core: Core, own: RouterInferenceSettings) -> list[ServiceDefinition]:

@@ -214,7 +214,6 @@ def build_core(env: Surroundings) -> Core:
         siblings=place.siblings,
         bind=env.machine_code.bind,
         limits=trial_limits(own),
-        max_state_age_s=own.state_max_age_s,
         # Not from what ids are made of: these are shown.
         chance=(random.Random(seed + 1) if own.seed else random.SystemRandom()).random,
         metrics=env.metrics,

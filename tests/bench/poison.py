@@ -295,7 +295,6 @@ def in_shadow_by_the_clock(snapshot: bytes, rate_rps: float, times: float = 1.0)
             siblings=NoSiblings(),
             bind=rig.app._machine_code.bind,
             limits=rig.core.trial.limits,
-            max_state_age_s=2.0,
             chance=random.Random(7).random,
             metrics=rig.app._metrics,
             clock=_RealTime(times),

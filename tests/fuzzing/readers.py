@@ -448,7 +448,7 @@ def _learning(folder: Folder) -> Iterator[Reader]:
     def promote(blob: bytes) -> object:
         promoted = Promoted("dqn", "v", blob, hashlib.sha256(blob).digest(), 1)
         slot = PolicySlot(
-            catalog=catalog, parameters={}, policy="price", fallback="price", max_state_age_s=2.0,
+            catalog=catalog, parameters={}, policy="price", fallback="price",
             metrics=RouterMetrics(new_registry()), log=get_logger("fuzz"),
         )  # fmt: skip
         return slot.promote(promoted)

@@ -126,7 +126,7 @@ class Decider:
             job.arm = self._trial.arm()
             if job.arm is Arm.CANARY:
                 guard = self._trial.guard
-        verdict = guard.decide(desk, view.used_age_s(start_s))
+        verdict = guard.decide(desk)
         if verdict.action == NOTHING_ALLOWED:
             raise UnavailableError(
                 REASON_NO_ENDPOINT,

@@ -95,7 +95,6 @@ class PolicySlot:
         parameters: Mapping[str, Mapping[str, float]],
         policy: str,
         fallback: str,
-        max_state_age_s: float,
         metrics: RouterMetrics,
         log: Logger,
         snapshot: bytes = b"",
@@ -133,11 +132,7 @@ class PolicySlot:
         for each in FallbackReason:
             metrics.fallbacks.labels(reason=each.value)
         self.known = known_policies(catalog.tiers)
-        self.guard = Guard(
-            policy=self._made_of(self._configured),
-            fallback=self._make(fallback),
-            max_state_age_s=max_state_age_s,
-        )
+        self.guard = Guard(policy=self._made_of(self._configured), fallback=self._make(fallback))
         self._show()
 
     @property
@@ -326,8 +321,7 @@ class PolicySlot:
         self._present = made_of
         self.wanted = made_of[0] if policy is None else policy.name
         # Between two decisions: requests under way keep the decision they have.
-        is_dqn = policy is not None and base_name(policy.name) == DQN
-        self.guard.replace(policy, SCHEMA if is_dqn else "", fallback)
+        self.guard.replace(policy, fallback)
         self._show()
         self._log.info("policy_in_use", policy=self.name, policy_version=self.version)
         self.on_swap()

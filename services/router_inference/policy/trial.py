@@ -94,16 +94,12 @@ class Trial:
         siblings: NoSiblings,
         bind: Bind,
         limits: TrialLimits,
-        max_state_age_s: float,
         chance: Callable[[], float],
         metrics: RouterMetrics,
         clock: Clock,
         log: Logger,
     ) -> None:
-        """Takes its parts.
-
-        `max_state_age_s` is that of the guard, seconds; `chance` draws a number of [0, 1).
-        """
+        """Takes its parts; `chance` draws a number of [0, 1)."""
         self._slot = slot
         self._watch = watch
         self._explanations = explanations
@@ -111,7 +107,6 @@ class Trial:
         self._explainer = Explainer(bind)
         self._ruler = Ruler(bind)
         self.limits = limits
-        self._max_state_age_s = max_state_age_s
         self._chance = chance
         self._metrics = metrics
         self._clock = clock
@@ -285,11 +280,7 @@ class Trial:
                     break
 
     def _guard_of(self, policy: Policy) -> Guard:
-        return Guard(
-            policy=policy,
-            fallback=self._slot.guard.fallback,
-            max_state_age_s=self._max_state_age_s,
-        )
+        return Guard(policy=policy, fallback=self._slot.guard.fallback)
 
     def _stop(self, reason: str, detail: str) -> None:
         self.is_deciding = False

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from router import watch
 from router.bound import Rule
 from router.explanation import Explainer
-from router.guard import FallbackReason, Guard
+from router.guard import FAULTS, Guard
 from router.ruler import Ruler
 from router.sequential import Arms, bounds_of
 from router.watch import Figures, Watcher, WatchLimits
@@ -35,11 +35,6 @@ _MISS_ALPHA = 0.001
 """Chance that a canary as good as its control is stopped for its misses, in each window."""
 _MISS_WINDOW = 1_000
 """Requests of both arms after which misses are counted anew, so that new ones show soon."""
-_FAULTS = (
-    FallbackReason.NOT_FINITE.value,
-    FallbackReason.POLICY_ERROR.value,
-    FallbackReason.BAD_ACTION.value,
-)
 
 
 class TrialLimits(NamedTuple):
@@ -183,9 +178,9 @@ class Canary:
     def problem(self, limits: TrialLimits) -> tuple[str, str] | None:
         """Returns which limit it breaks, as a reason and in words; None for none."""
         counts, faults = self.counts, self.guard.counts
-        counts.faults = sum(faults[reason] for reason in _FAULTS)
+        counts.faults = sum(faults[reason] for reason in FAULTS)
         if counts.faults >= _MOST_FAULTS:
-            named = ", ".join(f"{reason} {faults[reason]}" for reason in _FAULTS if faults[reason])
+            named = ", ".join(f"{reason} {faults[reason]}" for reason in FAULTS if faults[reason])
             return REASON_FAULTS, f"failed in {counts.faults} decisions: {named}"
         effect = self._misses.effect
         excess = bounds_of(effect, 2.0 * _MISS_ALPHA, 1.0)
@@ -272,7 +267,7 @@ class Switchback:
             before: last figures of the policy in force, which nothing is compared with at once.
         """
         faults = self.guard.counts
-        self.counts.faults = sum(faults[reason] for reason in _FAULTS)
+        self.counts.faults = sum(faults[reason] for reason in FAULTS)
         self._figures.faults = float(self.counts.faults)
         broken = self._watcher.look(before, self._figures)
         return None if broken is None else (_AS_CANARY[broken.reason], broken.detail)

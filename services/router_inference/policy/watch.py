@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from router import watch
 from router.fleet import Fleet
-from router.guard import FallbackReason, Guard
+from router.guard import FAULTS, Guard
 from router.watch import REASONS, WIDTH, Figures, Watcher, WatchLimits, WatchReport
 from services.common.clock import Clock
 from services.common.log import Logger
@@ -34,11 +34,6 @@ HALF_KEPT_S = 1_800.0
 """Figures of a policy in force are of the last half hour to hour."""
 _HEAD = 2
 _COUNTED = (Outcome.ON_TIME, Outcome.LATE, Outcome.FAILED)
-_FAULTS = (
-    FallbackReason.NOT_FINITE.value,
-    FallbackReason.POLICY_ERROR.value,
-    FallbackReason.BAD_ACTION.value,
-)
 
 
 class Watched(NamedTuple):
@@ -272,7 +267,7 @@ class PolicyWatch:
 
 def _faults_of(guard: Guard) -> float:
     counts: Mapping[str, int] = guard.counts
-    return float(sum(counts[reason] for reason in _FAULTS))
+    return float(sum(counts[reason] for reason in FAULTS))
 
 
 def _usable_devices(fleet: Fleet) -> float:

@@ -122,7 +122,3 @@ class View:
     def state_age_s(self, now_s: float) -> float | None:
         """Returns the age of the newest state, seconds; None if there never was one."""
         return None if self._state_s is None else now_s - self._state_s
-
-    def used_age_s(self, now_s: float) -> float:
-        """Returns how long the state that decisions use has been here, seconds; 0 for none."""
-        return 0.0 if self.is_alone or self._state_s is None else now_s - self._state_s

@@ -43,39 +43,36 @@ class Desk:
         return 1
 
 
-def guard(policy: Policy | None, schema: str = "", fallback: Policy = FALLBACK) -> Guard:
-    """Returns a guard with a 2 s limit on the state's age."""
-    return Guard(policy=policy, fallback=fallback, max_state_age_s=2.0, feature_schema=schema)
+def guard(policy: Policy | None, fallback: Policy = FALLBACK) -> Guard:
+    """Returns a guard."""
+    return Guard(policy=policy, fallback=fallback)
 
 
 def test_healthy_policy_decides() -> None:
     """Nothing is counted and no reason is set while all is well."""
     policy = Scripted()
     guarded = guard(policy)
-    assert guarded.decide(Desk(), 0.0) == Verdict(2, policy, "")
+    assert guarded.decide(Desk()) == Verdict(2, policy, "")
     assert sum(guarded.counts.values()) == 0
 
 
 @pytest.mark.parametrize(
-    ("policy", "schema", "age_s", "reason"),
+    ("policy", "reason"),
     [
-        (None, "", 0.0, FallbackReason.NO_SNAPSHOT),
-        (Scripted(), "other-schema", 0.0, FallbackReason.SCHEMA_MISMATCH),
-        (Scripted(), "", 2.5, FallbackReason.STALE_STATE),
-        (Scripted(), "", float("nan"), FallbackReason.STALE_STATE),
-        (Scripted(NOT_FINITE), "", 0.0, FallbackReason.NOT_FINITE),
-        (Scripted(ValueError("broken")), "", 0.0, FallbackReason.POLICY_ERROR),
-        (Scripted(3), "", 0.0, FallbackReason.BAD_ACTION),
-        (Scripted(99), "", 0.0, FallbackReason.BAD_ACTION),
-        (Scripted(-99), "", 0.0, FallbackReason.BAD_ACTION),
+        (None, FallbackReason.NO_SNAPSHOT),
+        (Scripted(NOT_FINITE), FallbackReason.NOT_FINITE),
+        (Scripted(ValueError("broken")), FallbackReason.POLICY_ERROR),
+        (Scripted(3), FallbackReason.BAD_ACTION),
+        (Scripted(99), FallbackReason.BAD_ACTION),
+        (Scripted(-99), FallbackReason.BAD_ACTION),
     ],
 )
 def test_fallback_decides_and_reason_is_counted(
-    policy: Policy | None, schema: str, age_s: float, reason: FallbackReason
+    policy: Policy | None, reason: FallbackReason
 ) -> None:
     """Each fault hands over to the fallback under its own name."""
-    guarded = guard(policy, schema)
-    assert guarded.decide(Desk(), age_s) == Verdict(0, FALLBACK, reason.value)
+    guarded = guard(policy)
+    assert guarded.decide(Desk()) == Verdict(0, FALLBACK, reason.value)
     assert guarded.counts[reason.value] == 1
     assert sum(guarded.counts.values()) == 1
 
@@ -86,18 +83,18 @@ def test_a_request_nobody_may_have_is_no_fault_of_the_policy(code: int, is_absen
     """Nothing usable, or refused by admission: the code comes back and nothing is counted."""
     policy = Scripted(code)
     guarded = guard(None, fallback=policy) if is_absent else guard(policy)
-    assert guarded.decide(Desk(), 0.0)[:2] == (code, policy)
+    assert guarded.decide(Desk())[:2] == (code, policy)
     assert sum(guarded.counts.values()) == 0
 
 
 def test_a_fallback_that_is_partly_not_finite_takes_what_is() -> None:
     """There is nobody after it to ask."""
-    assert guard(None, fallback=Scripted(NOT_FINITE)).decide(Desk(), 0.0).action == 1
+    assert guard(None, fallback=Scripted(NOT_FINITE)).decide(Desk()).action == 1
 
 
 def test_the_error_is_kept() -> None:
     """What the policy raised can be read afterwards."""
     error = ValueError("broken")
     guarded = guard(Scripted(error))
-    guarded.decide(Desk(), 0.0)
+    guarded.decide(Desk())
     assert guarded.last_error is error

@@ -27,7 +27,7 @@ async def bench() -> tuple[Canary, Choice, Rig]:
     rig = make_rig()
     job = rig.job()
     await rig.answer(job)
-    guard = Guard(policy=None, fallback=rig.core.slot.guard.fallback, max_state_age_s=2.0)
+    guard = Guard(policy=None, fallback=rig.core.slot.guard.fallback)
     return Canary(guard, Ruler(), rig.app._metrics), choice_of(job), rig
 
 
