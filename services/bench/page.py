@@ -1,9 +1,8 @@
 """Writes the tables and plots of docs/performance.md: `python -m services.bench.page`.
 
-From the reports in docs/results: `bench.json` (`tiercel bench --suite full --out`), the same of
-an earlier commit as `bench-before.json`, `live-proof.json` and `outside.json`. A report that is
-missing leaves its table as it is. Reports of some metrics (`--only`) given as arguments are merged
-into `bench.json` first.
+From the reports in docs/results: `bench.json` (`tiercel bench --suite full --out`),
+`live-proof.json` and `outside.json`. A report that is missing leaves its table as it is. Reports of
+some metrics (`--only`) given as arguments are merged into `bench.json` first.
 """
 
 from __future__ import annotations
@@ -13,12 +12,12 @@ import math
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from router.folders import checkout
 from services.bench import live_report, outside
@@ -42,13 +41,13 @@ STATE_PANELS = {
 WIDTH_IN, HEIGHT_IN = 11.5, 4.2
 
 
-def budget_table(report: Report, before: Report | None) -> str:
-    """Returns the budgets, one row per metric, with the ratio before the change if it is known."""
+def budget_table(report: Report) -> str:
+    """Returns the budgets, one row per metric, and below them where each was made."""
     lines = [
-        "| metric | what | measured | beside | ratio | budget | kept | before |",
-        "|---|---|---|---|---|---|---|---|",
+        "| metric | what | measured | beside | ratio | budget | kept |",
+        "|---|---|---|---|---|---|---|",
     ]
-    old = before["metrics"] if before else {}
+    runs: dict[str, list[str]] = {}
     for name, each in report["metrics"].items():
         what = f"{each['what']}, {each['unit']}" + (each["beside"] and f"; {each['beside']}")
         cells = [
@@ -59,15 +58,25 @@ def budget_table(report: Report, before: Report | None) -> str:
             _number(each["ratio"], each["ratio_spread"]),
             each["budget"].replace("<=", "≤").replace(">=", "≥"),
             "yes" if each["within_budget"] else "**no**",
-            _before(old.get(name)),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    others = [
-        f"`{name}`: suite {each['suite']}, commit `{each['commit']}`"
-        for name, each in report["metrics"].items()
-        if (each["suite"], each["commit"]) != (report["suite"], report["commit"])
-    ]
-    return "\n".join([*lines, "", _made_by(report), *others])
+        runs.setdefault(_run_of(each, report), []).append(name)
+    most = max(runs, key=lambda run: len(runs[run]), default="")
+    lines += [f"\n{_names(names)}: {run}" for run, names in runs.items() if run != most]
+    return "\n".join([*lines, "", "All others: " * (len(runs) > 1) + most])
+
+
+def _run_of(metric: Mapping[str, Any], report: Report) -> str:
+    """Returns where a metric was made: by the report's run, or by one that was merged into it."""
+    if "run" in metric:
+        return _made_by(metric["run"])
+    if (metric["suite"], metric["commit"]) == (report["suite"], report["commit"]):
+        return _made_by(report)
+    return f"suite {metric['suite']}, commit `{metric['commit']}`."
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def part_table(report: Report) -> str:
@@ -80,18 +89,16 @@ def part_table(report: Report) -> str:
     return "\n".join(lines)
 
 
-def growth_figure(report: Report, before: Report | None) -> Figure:
+def growth_figure(report: Report) -> Figure:
     """Returns how costs grow: decision times over candidates, the shared picture over its size."""
     lines = [
-        (name if source is report else f"{name}, before", line, LINES.get(name, GREEN), style)
-        for source, style in ((before, "--"), (report, "-"))
-        for name, line in _series(source, "decision_").items()
+        (name, line, LINES.get(name, GREEN)) for name, line in _series(report, "decision_").items()
     ]
     panels = [("Time of one decision, us", "candidates", "", lines)]
     for name, line in _series(report, "state_").items():
         if len(line) > 1:
             title, size, color = STATE_PANELS[name]
-            panels.append((title, size, "", [(name, line, color, "-")]))
+            panels.append((title, size, "", [(name, line, color)]))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_IN, HEIGHT_IN), layout="constrained")
         for axes, (title, size, cost, curves) in zip(
@@ -100,12 +107,16 @@ def growth_figure(report: Report, before: Report | None) -> Figure:
             axes.set_title(title)
             axes.set_xlabel(size)
             axes.set_ylabel(cost)
-            for label, curve, color, style in curves:
+            for label, curve, color in curves:
                 sizes, costs = zip(*sorted(curve), strict=True)
-                axes.plot(sizes, costs, style, color=color, marker="o", ms=4, label=label)
+                axes.plot(sizes, costs, color=color, marker="o", ms=4, label=label)
             if curves is lines:
                 axes.set_xscale("log")
                 axes.set_yscale("log")
+                # Whole decades, and no more than them named: fewer ticks would have labels else.
+                low, high = (math.log10(each) for each in axes.get_ylim())
+                axes.set_ylim(10.0 ** math.floor(low), 10.0 ** math.ceil(high))
+                axes.yaxis.set_minor_formatter(NullFormatter())
             else:
                 axes.set_xlim(left=0)
                 axes.set_ylim(bottom=0)
@@ -173,9 +184,9 @@ def fill(text: str, tables: Mapping[str, str]) -> str:
 
 def tables(folder: pathlib.Path) -> dict[str, str]:
     """Returns the tables that the reports of a folder give."""
-    report, before = _read(folder / "bench.json"), _read(folder / "bench-before.json")
+    report = _read(folder / "bench.json")
     makers: list[tuple[str, Report | None, Callable[[Report], str]]] = [
-        ("bench", report, lambda each: budget_table(each, before)),
+        ("bench", report, budget_table),
         ("parts", report, part_table),
         ("fleet", report, fleet_table),
         ("live", _read(folder / "live-proof.json"), live_table),
@@ -185,9 +196,11 @@ def tables(folder: pathlib.Path) -> dict[str, str]:
 
 
 def merge(path: pathlib.Path, newer: pathlib.Path) -> None:
-    """Takes the metrics of a newer report over into one; each keeps its suite and commit."""
+    """Takes the metrics of a newer report over into one; each keeps what its run was."""
     report, other = json.loads(path.read_text()), json.loads(newer.read_text())
-    metrics = report["metrics"] | other["metrics"]
+    run = {key: other[key] for key in ("command", "started", "commit", "machine")}
+    metrics = report["metrics"]
+    metrics |= {name: {"run": run} | each for name, each in other["metrics"].items()}
     report["metrics"] = {name: metrics[name] for name in BUDGETS if name in metrics}
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
@@ -207,7 +220,7 @@ def main() -> int:
     page.write_text(fill(page.read_text(encoding="utf-8"), tables(results)), encoding="utf-8")
     report = _read(results / "bench.json")
     if report is not None:
-        figure = growth_figure(report, _read(results / "bench-before.json"))
+        figure = growth_figure(report)
         with mpl.rc_context(STYLE):
             figure.savefig(root / "docs" / "images" / GROWTH_PNG, dpi=130)
     return 0
@@ -220,21 +233,13 @@ def _read(path: pathlib.Path) -> Report | None:
     return report
 
 
-def _series(report: Report | None, prefix: str) -> dict[str, list[tuple[float, float]]]:
+def _series(report: Report, prefix: str) -> dict[str, list[tuple[float, float]]]:
     """Lines of the metrics whose names begin so."""
-    metrics = report["metrics"] if report else {}
     lines: dict[str, list[tuple[float, float]]] = {}
-    for name, each in metrics.items():
+    for name, each in report["metrics"].items():
         if name.startswith(prefix):
             lines |= each["series"]
     return lines
-
-
-def _before(old: Report | None) -> str:
-    """Ratio before the change, or the value where there is none."""
-    if old is None:
-        return "-"
-    return _number(old["ratio"] if old["ratio"] is not None else old["value"], None)
 
 
 def _number(value: float | None, spread: float | None) -> str:

@@ -37,7 +37,7 @@ HARDLY_PROBED: Mapping[str, float] = {"gauge_interval_s": 60.0, "ready_interval_
 CLIENTS_BESIDE_1024 = 16
 """As many as any machine carries; a state is as large with more."""
 GROWTH = ((16, 16), (16, 64), (32, 64), (16, 256))
-"""Routers and endpoints of the further points of the full suite's fit."""
+"""Routers and endpoints of the further sizes that the full suite shows."""
 
 
 class _Measured(NamedTuple):
@@ -72,9 +72,8 @@ async def measure(bench: Bench) -> list[Reading]:
         rounds = await _rounds(bench, 64, 64, bench.rounds)
         _note(series, 64, 64, rounds)
         parts = _parts(rounds)
-        note = f"a fit over {len(series['router'])} sizes" if len(series["router"]) > 1 else ""
         found += [
-            Reading("state_64x64", [each.router_cores for each in rounds], (), parts, note, series),
+            Reading("state_64x64", [each.router_cores for each in rounds], (), parts, "", series),
             Reading(
                 "state_64x64_monitor",
                 [each.monitor_cores for each in rounds],

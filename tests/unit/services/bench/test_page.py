@@ -54,12 +54,12 @@ def test_every_failure_has_a_test_that_runs_it() -> None:
 
 
 def test_a_metric_over_its_budget_is_told() -> None:
-    """Each row has measured, reference, ratio, budget, the ratio before, and whether it is kept."""
+    """Each row has measured, reference, ratio, budget, and whether it is kept."""
     kept, missed = Reading("route", [80.0], [100.0]), Reading("generate", [50.0], [100.0])
-    table = budget_table(report_of(kept, missed), report_of(Reading("route", [30.0], [100.0])))
+    table = budget_table(report_of(kept, missed))
     route, generate = table.splitlines()[2:4]
-    assert "| 0.8 | ≥ 0.7x | yes | 0.3 |" in route
-    assert "| 0.5 | ≥ 0.8x | **no** | - |" in generate
+    assert "| 0.8 | ≥ 0.7x | yes |" in route
+    assert "| 0.5 | ≥ 0.8x | **no** |" in generate
     assert "`abc`" in table
 
 
@@ -82,33 +82,46 @@ def test_reports_become_tables_between_the_markers(tmp_path: pathlib.Path) -> No
 
 
 def test_metrics_of_a_later_run_are_merged_and_say_so(tmp_path: pathlib.Path) -> None:
-    """A long run of one metric goes into the report of all; its suite and commit are told."""
+    """A long run of one metric goes into the report of all; commit, day and machine are told."""
     path, newer = tmp_path / "bench.json", tmp_path / "newer.json"
-    old = report_of(Reading("route", [80.0], [100.0]), Reading("workers_2", [105.0], [100.0]))
+    old = report_of(
+        *(Reading(name, [80.0], [100.0]) for name in ("route", "generate", "workers_2"))
+    )
     later = report_of(Reading("workers_2", [101.0], [100.0]))
+    later |= {"commit": "def", "started": "2026-02-02", "machine": MACHINE | {"cpu": "arm"}}
     later["metrics"]["workers_2"] |= {"suite": "full", "commit": "def"}
     path.write_text(json.dumps(old))
     newer.write_text(json.dumps(later))
     merge(path, newer)
     report = json.loads(path.read_text())
-    assert [each["value"] for each in report["metrics"].values()] == [80.0, 101.0]
-    assert budget_table(report, None).endswith("`workers_2`: suite full, commit `def`")
+    assert [each["value"] for each in report["metrics"].values()] == [80.0, 80.0, 101.0]
+    lines = budget_table(report).splitlines()
+    own, _, others = lines[-3:]
+    assert own.startswith("`workers_2`: `tiercel bench`, commit `def`, 2026-02-02, 2 cores of arm")
+    assert others.startswith(
+        "All others: `tiercel bench`, commit `abc`, 2026-01-01, 2 cores of x86"
+    )
 
 
-def test_growth_is_drawn_beside_what_it_was() -> None:
-    """A line per policy, dashed for the earlier report, and one per line of the shared picture."""
+def test_a_run_of_which_nothing_is_left_is_not_named(tmp_path: pathlib.Path) -> None:
+    """All of its metrics were replaced since, so neither its machine nor its day says anything."""
+    path, newer = tmp_path / "bench.json", tmp_path / "newer.json"
+    path.write_text(json.dumps(report_of(Reading("route", [80.0], [100.0]))))
+    later = report_of(Reading("route", [81.0], [100.0])) | {"commit": "def"}
+    newer.write_text(json.dumps(later))
+    merge(path, newer)
+    assert "abc" not in budget_table(json.loads(path.read_text()))
+
+
+def test_growth_is_drawn() -> None:
+    """A line per policy, and one per line of the shared picture."""
     line = [(3.0, 10.0), (12.0, 20.0)]
-    new = report_of(
+    report = report_of(
         Reading("decision_dqn_3072", [1.0], [1.0], series={"dqn": line, "price": line}),
         Reading("state_64x64", [0.01], series={"router": line}),
     )
-    old = report_of(Reading("decision_dqn_3072", [1.0], [1.0], series={"dqn": line}))
-    decision, state = growth_figure(new, old).axes
-    assert sorted(str(each.get_label()) for each in decision.lines) == [
-        "dqn",
-        "dqn, before",
-        "price",
-    ]
+    decision, state = growth_figure(report).axes
+    assert sorted(str(each.get_label()) for each in decision.lines) == ["dqn", "price"]
     assert [each.get_label() for each in state.lines] == ["router"]
     assert state.get_title() == "Router, share of a core"
 
