@@ -14,6 +14,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping
+from typing import Any
 
 from services.bench.bench import Bench, Server
 from services.bench.hop import DEVICES, Subject
@@ -82,7 +83,8 @@ def exchanging(bench: Bench, server: Server) -> Ask:
             for message, part in ((begin, "request_headers"), (end, "response_trailers")):
                 await stream.write(message)
                 said = await stream.read() or b""  # nothing at the call's end
-                if not pb2.ProcessingResponse.FromString(said).HasField(part):
+                answer: Any = pb2.ProcessingResponse.FromString(said)
+                if not answer.HasField(part):
                     raise unanswered(server, f"{part}: {said!r:.200}")
             await stream.done_writing()
             return await stream.code()

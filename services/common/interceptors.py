@@ -117,7 +117,7 @@ class ErrorInterceptor:
         if self.is_stranger is None:
             return None
         # A stream each way, whatever the method's kind is: it is answered before a message comes.
-        unknown = grpc.stream_stream_rpc_method_handler(_not_known)
+        unknown: Handler = grpc.stream_stream_rpc_method_handler(_not_known)
         guarded = self._guard(method, unknown)
         return None if guarded is unknown else self.unguarded(method, guarded)
 

@@ -120,9 +120,9 @@ async def test_strangers_are_refused_before_what_they_send_is_read(
             (bearer(key[:-1]), "BAD_CREDENTIALS"),
         ):
             # As a stream, which begins without a message.
-            call = channel.stream_unary(method)(metadata=metadata, timeout=LIMIT_S)
+            call: Any = channel.stream_unary(method)(metadata=metadata, timeout=LIMIT_S)
             assert await reason_of(call) == ("UNAUTHENTICATED", reason)
-        check = channel.unary_unary("/grpc.health.v1.Health/Check")
+        check: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
         await check(b"", timeout=LIMIT_S)
 
 

@@ -220,7 +220,7 @@ def with_hopeless(offered: Workload, share: float, rng: np.random.Generator) -> 
 
 def only(offered: Workload, is_there_N: NDArray[np.bool_]) -> Workload:
     """Returns some of the requests of a workload, each at its time."""
-    rows = {
+    rows: dict[str, Any] = {
         field.name: value[is_there_N]
         for field in fields(offered)
         if isinstance(value := getattr(offered, field.name), np.ndarray)

@@ -67,7 +67,9 @@ async def test_strangers_are_refused_before_a_message_is_read() -> None:
     table = _table(registry, FakeClock(), guard=guard, is_stranger=lambda found: found != known)
     kept: list[Any] = []
     server: Any = SimpleNamespace(add_generic_rpc_handlers=kept.extend)
-    own = {name: grpc.unary_unary_rpc_method_handler(lambda *_: None) for name in ("Own", "Open")}
+    own: dict[str, Any] = {
+        name: grpc.unary_unary_rpc_method_handler(lambda *_: None) for name in ("Own", "Open")
+    }
     registrar: Any = table.around(server)
     registrar.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("a.B", own),))
     registrar.add_registered_method_handlers("a.B", own)  # of these nobody sees metadata

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ def _trained(folder: Path, **changed: Any) -> Path:
     path = folder.joinpath(*TRAINED)
     path.parent.mkdir(exist_ok=True)
     snapshot = load_snapshot(SHIPPED.read_bytes())
-    parts: dict[str, Mapping[str, Any]] = {
+    parts: dict[str, Any] = {
         name: {**getattr(snapshot, name), **part} for name, part in changed.items()
     }
     path.write_bytes(save_snapshot(dataclasses.replace(snapshot, **parts)))
