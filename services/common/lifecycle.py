@@ -35,12 +35,15 @@ from services.common.settings import (
 )
 from services.common.standard_streams import hold_standard_streams
 from services.common.start_error import StartError
+from services.common.stopping import end, within
 from services.common.supervision import BackgroundTask, Supervisor
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SIGNAL_EXIT_BASE = 128
 FAILURE_EXIT_CODE = 1
 _READY_FILE_RETRY_S = 1.0
+_SERVER_S, _FLUSH_S = 2.0, 5.0
+"""Longest times that a stop waits for the server beyond `grace_s`, and for the flush, seconds."""
 
 AnySettings = TypeVar("AnySettings", bound=SettingsModel)
 
@@ -286,7 +289,7 @@ async def _serve_until_stopped(
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(running.supervisor.keep(name, task))
+                group.create_task(running.supervisor.keep(name, task), name=name)
                 for name, task in running.tasks.items()
             ]
             getting_ready = running.supervisor.keep("ready", running.ready)
@@ -303,8 +306,7 @@ async def _serve_until_stopped(
                 running.on_serving()
                 await stop.wait()
             await _drain(running, settings, log=log, ready_file=ready_file)
-            for task in tasks:
-                task.cancel()
+            await end(tasks, log)
     except* asyncio.CancelledError:
         raise
     except* Exception as group_error:
@@ -313,11 +315,9 @@ async def _serve_until_stopped(
             log.exception("failed", error)
         failure = FAILURE_EXIT_CODE
         await running.server.enter_drain()
-        running.server.end_watches()
-        await running.server.stop(settings.grace_s)
         remove_ready_file(ready_file)
         try:
-            await running.flush()
+            await _end_calls(running, settings, log)
         except Exception as error:
             log.exception("flush_failed", error)
     return failure
@@ -356,9 +356,15 @@ async def _drain(
         # time nobody is meant to see it: other processes serve on behind the same address.
         await running.server.enter_drain()
         await asyncio.sleep(settings.lame_duck_s)
+    await _end_calls(running, settings, log)
+
+
+async def _end_calls(running: Running, settings: ServiceSettings, log: Logger) -> None:
+    """Ends the calls, and writes what is left of them."""
     running.server.end_watches()
-    await running.server.stop(settings.grace_s)
-    await running.flush()
+    limit_s = settings.grace_s + _SERVER_S
+    await within(running.server.stop(settings.grace_s), limit_s, "server", log)
+    await within(running.flush(), _FLUSH_S, "flush", log)
 
 
 async def _unless_stopped(task: asyncio.Future[Any], stop: asyncio.Event) -> bool:

@@ -90,6 +90,9 @@ class Supervisor:
                 self._note(name, error, start_s)
             except Exception as error:
                 self._note(name, error, start_s)
+                if _is_asked_to_stop():
+                    # It failed as it cleaned up: started again, it would not hear of the stop.
+                    raise asyncio.CancelledError from error
             else:
                 self._set_well(name)
                 return

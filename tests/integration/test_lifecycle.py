@@ -7,7 +7,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
-from services.common import lifecycle
+from services.common import lifecycle, stopping
 from services.common.clock import SystemClock
 from services.common.lifecycle import Running, serve
 from services.common.log import get_logger
-from services.common.server import ServerSettings, build_server
+from services.common.server import GrpcServer, ServerSettings, build_server
 from services.common.settings import SettingsError
 from services.common.start_error import StartError
 from services.common.supervision import Supervisor
@@ -45,6 +45,7 @@ class App:
     ) -> None:
         self.events: list[str] = []
         self.address = ""
+        self.server: GrpcServer | None = None
         self._task = task
         self._error = error
         self._broken_after_s = broken_after_s
@@ -84,7 +85,7 @@ class App:
             clock=SystemClock(),
             log=LOG,
         )
-        self.address = str(server.address)
+        self.server, self.address = server, str(server.address)
         return Running(
             server=server,
             supervisor=Supervisor(
@@ -210,6 +211,43 @@ async def test_a_flush_that_fails_shows_in_the_exit_code(caplog: pytest.LogCaptu
     assert await asyncio.wait_for(running, LIMIT_S) == 1
     assert "KeyError: 'bug'" in caplog.text
     assert app.events[-2:] == ["second part closed", "first part closed"]
+
+
+async def test_a_stop_that_finds_something_hang_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Server and flush are left behind, and a task that goes on is cancelled again."""
+    app, stop = App(task=_lose_one_cancellation, flush=_for_ever), asyncio.Event()
+
+    async def ask_to_stop() -> None:
+        await until(lambda: app.address, "the service is built")
+        await until(lambda: says(app.address, "SERVING"), "the service serves")
+        assert app.server is not None
+        await app.server.stop(0.0)  # nothing of the library's is left behind
+        monkeypatch.setattr(app.server, "stop", _for_ever)
+        stop.set()
+
+    monkeypatch.setattr(lifecycle, "_SERVER_S", -app.server_settings.grace_s)
+    monkeypatch.setattr(lifecycle, "_FLUSH_S", 0.0)
+    monkeypatch.setattr(stopping, "AGAIN_S", 0.05)
+    asking = asyncio.create_task(ask_to_stop())
+    async with asyncio.timeout(LIMIT_S):
+        assert await serve(app, log=LOG, stop=stop) == 0
+    await asking
+    told = [record.__dict__.get("tiercel_fields", {}) for record in caplog.records]
+    assert [each["without"] for each in told if "without" in each] == ["server", "flush"]
+    assert [each["tasks"] for each in told if "after_s" in each and "tasks" in each] == [["extra"]]
+    assert app.events == [each for each in ORDER if each != "flush"]
+
+
+async def _for_ever(*_: object) -> None:
+    await asyncio.Event().wait()
+
+
+async def _lose_one_cancellation() -> None:
+    with suppress(asyncio.CancelledError):
+        await _for_ever()
+    await _for_ever()
 
 
 @pytest.mark.parametrize(

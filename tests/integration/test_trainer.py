@@ -125,12 +125,13 @@ async def served(made: Settings) -> AsyncIterator[tuple[Any, Any]]:
         try:
             yield pb_grpc.TrainerServiceStub(channel), channel
         finally:
-            await channel.close()
-            await running.server.stop(0.0)
-            await running.flush()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            async with asyncio.timeout(LIMIT_S):  # whatever hangs is named by the traceback
+                await channel.close()
+                await running.server.stop(0.0)
+                await running.flush()
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
 
 LOW_F = np.array([feature.low for feature in FEATURES])
@@ -608,9 +609,9 @@ async def test_every_error_has_its_status(redis_server: RedisServer, tmp_path: P
                 await stream.read()
             wanted = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND)
             assert caught.value.code() in wanted
-        await stub.StartTraining(pb.StartTrainingRequest())
+        await stub.StartTraining(pb.StartTrainingRequest(), timeout=LIMIT_S)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await stub.StartTraining(pb.StartTrainingRequest())
+            await stub.StartTraining(pb.StartTrainingRequest(), timeout=LIMIT_S)
         assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 

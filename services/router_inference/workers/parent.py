@@ -33,6 +33,7 @@ from services.common.process_id import new_process_id
 from services.common.reload import SettingsSource
 from services.common.server import OPERATE, check_port_is_free
 from services.common.start_error import StartError
+from services.common.stopping import end
 from services.router_inference.app import ENVOY, RouterInference
 from services.router_inference.path.conversations import table_words
 from services.router_inference.records.router_counts import as_ended, counts_width
@@ -149,6 +150,7 @@ class Parent:
                     remove_ready_file(self._ready_file)
                     self._log.info("draining", workers=len(self._workers))
                     await asyncio.wait(keepers)
+                    await end(until_stop, self._log)
             finally:
                 if metrics is not None:
                     await metrics.close()

@@ -119,6 +119,28 @@ async def test_a_stop_is_no_failure() -> None:
     assert kept.value("tiercel_task_failures_total") is None
 
 
+async def test_a_task_that_fails_as_it_is_stopped_is_not_started_again() -> None:
+    """What fails in cleaning up is told; nobody would cancel a task that was started then."""
+    kept = Kept()
+    cleaned_up = asyncio.Event()
+
+    async def fail_at_the_end() -> None:
+        try:
+            await kept.task.run()
+        finally:
+            cleaned_up.set()
+            raise ConnectionError("cause")
+
+    keeping = asyncio.create_task(kept.supervisor.keep("job", fail_at_the_end))
+    await kept.clock.advance(0.01)
+    keeping.cancel()
+    await cleaned_up.wait()
+    await kept.clock.advance(60.0)
+    assert keeping.cancelled()
+    assert kept.task.start_count == 1
+    assert kept.value("tiercel_task_failures_total") == 1.0
+
+
 async def test_a_task_that_returns_is_done() -> None:
     """It is not started again."""
     kept = Kept()
