@@ -55,7 +55,7 @@ async def test_a_stop_that_is_cut_off_leaves_no_part_behind() -> None:
     """The part ends with whoever waits for it."""
     part = asyncio.create_task(_for_ever())
     stop = asyncio.create_task(within(part, 30.0, "flush", LOG))
-    await asyncio.sleep(0.0)
+    await asyncio.sleep(0)
     stop.cancel()
     await asyncio.wait([stop, part])
     assert part.cancelled()
@@ -64,7 +64,7 @@ async def test_a_stop_that_is_cut_off_leaves_no_part_behind() -> None:
 async def test_tasks_end(caplog: pytest.LogCaptureFixture) -> None:
     """One cancellation is enough as a rule; no task is none to wait for."""
     tasks = [asyncio.create_task(_deaf(0)) for _ in range(2)]
-    await asyncio.sleep(0.0)
+    await asyncio.sleep(0)
     await end(tasks, LOG)
     await end([], LOG)
     assert all(task.cancelled() for task in tasks)
@@ -77,7 +77,7 @@ async def test_a_lost_cancellation_is_followed_by_another(
     """What goes on is named."""
     monkeypatch.setattr(stopping, "AGAIN_S", 0.0)
     task = asyncio.create_task(_deaf(2), name="poll")
-    await asyncio.sleep(0.0)
+    await asyncio.sleep(0)
     await end([task], LOG)
     assert task.cancelled()
     assert caplog.messages[0] == "tasks_go_on"
@@ -95,7 +95,7 @@ async def test_what_a_task_waits_for_is_cancelled_again_too(
             tasks.create_task(_deaf(1))
 
     task = asyncio.create_task(group())
-    await asyncio.sleep(0.0)
-    await asyncio.sleep(0.0)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
     await end([task], LOG)
     assert task.cancelled()

@@ -153,4 +153,4 @@ async def test_a_cancellation_ends_a_call_that_is_just_sent(
 
 async def _some_turns(count: int) -> None:
     for _ in range(count):
-        await asyncio.sleep(0.0)
+        await asyncio.sleep(0)
