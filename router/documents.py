@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tomllib
 from typing import Any, NoReturn
 
@@ -12,6 +13,7 @@ from router.types import InvalidFileError
 LARGEST_DOCUMENT_BYTES = 4 * 1024 * 1024
 """Largest file that is read as a table; none that is meant so is a tenth as large."""
 _LOWEST_INTEGER, _HIGHEST_INTEGER = -(2**63), 2**63 - 1
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _MARK = "\ufeff"
 """Byte order mark that some editors put before a text; it is skipped."""
 
@@ -32,16 +34,19 @@ def parse_toml(
 def parse_json(text: str, origin: str, largest_bytes: int = LARGEST_DOCUMENT_BYTES) -> Any:
     """Returns what a JSON text says; raises InvalidFileError if it is none, or holds no numbers.
 
-    NaN and infinity, which Python would read, are refused.
+    NaN, infinity and halves of characters, which Python would read, are refused.
     """
     _check_length(text, origin, largest_bytes)
     try:
-        return json.loads(
+        found = json.loads(
             text.removeprefix(_MARK),
             parse_int=_integer,
             parse_float=_finite,
             parse_constant=_not_a_number,
         )
+        if _HALF.search(text):  # no text in Unicode, whatever JSON's grammar says: see if it is one
+            json.dumps(found, ensure_ascii=False).encode()
+        return found
     except (ValueError, RecursionError) as error:
         raise InvalidFileError(origin, [f"not JSON: {error}"]) from None
 

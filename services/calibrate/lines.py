@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 from router.documents import parse_json
@@ -60,9 +61,15 @@ def read_lines(path: pathlib.Path, make: Callable[[dict[str, Any]], Made]) -> li
 
 def _numbered(path: pathlib.Path) -> Iterator[tuple[int, str]]:
     with path.open(encoding="utf-8-sig") as file:
-        for number, text in enumerate(file, start=1):
+        # What has no line ends, as a device, would be read as one line until the memory is full.
+        lines = iter(partial(file.readline, _LONGEST_LINE_BYTES + 1), "")
+        for number, text in enumerate(lines, start=1):
             if number > MOST_LINES:
                 raise InputError(f"{path}: holds more than {MOST_LINES} lines")
+            if len(text) > _LONGEST_LINE_BYTES:
+                raise InputError(
+                    f"{path}: line {number}: is longer than {_LONGEST_LINE_BYTES} characters"
+                )
             if text.strip():
                 yield number, text
 

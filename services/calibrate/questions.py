@@ -96,7 +96,7 @@ def _check(line: dict[str, Any]) -> Check:
     if match == "regex":
         try:
             re.compile(expected)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise LineError(f"answer: is no regular expression: {error}") from None
     guess = number_at(line, "guess", 0.0, 1.0, 1.0 / len(choices) if choices else 0.0)
     return Check(match, expected, choices, guess)

@@ -19,6 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from router.folders import STATE_VARIABLE
+from router.messages import without_controls
 from services.cli.files import read_bytes
 from services.common.access.caller import (
     API_KEY_VARIABLE,
@@ -26,7 +27,7 @@ from services.common.access.caller import (
     KEY_VARIABLE,
     ROOTS_VARIABLE,
 )
-from services.local.errors import CommandError
+from services.local.errors import CommandError, InputError
 
 COMMANDS = (
     "up",
@@ -149,8 +150,10 @@ def make_app() -> typer.Typer:
         given = {ROOTS_VARIABLE: root_certificates, CERTIFICATE_VARIABLE: certificate}
         given |= {KEY_VARIABLE: key, STATE_VARIABLE: state}
         if api_key_file:
-            text = read_bytes(pathlib.Path(api_key_file)).decode("ascii", "replace")
-            given[API_KEY_VARIABLE] = text.strip()
+            key_text = read_bytes(pathlib.Path(api_key_file)).decode("ascii", "replace").strip()
+            if not key_text.isascii() or not key_text.isprintable():
+                raise InputError(f"--api-key-file: {api_key_file}: is no line of printable ASCII")
+            given[API_KEY_VARIABLE] = key_text
         os.environ.update({name: value for name, value in given.items() if value})
 
     return app
@@ -193,10 +196,22 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _SURROUNDINGS:
             return _complain(f"{error.filename or 'a file'}: {error.strerror}", 1)
+        if isinstance(error, FileNotFoundError) and error.filename is None:
+            # No file was named: it is the current folder, or there is none for temporary files.
+            what = "the current folder is gone" if _is_nowhere() else error.strerror
+            return _complain(str(what), 1)
         if missing := _missing(error):
             return _complain(missing, 1)
         return _complain(f"internal error: {_one_line(error)} (details: {_keep()})", 1)
     return result if isinstance(result, int) else 0
+
+
+def _is_nowhere() -> bool:
+    try:
+        pathlib.Path.cwd()
+    except OSError:
+        return True
+    return False
 
 
 def _missing(error: Exception) -> str:
@@ -223,14 +238,15 @@ def _one_line(error: Exception) -> str:
 
 def _keep() -> str:
     """Keeps the traceback of a bug in a file: a user needs one line, a report needs all."""
-    path = pathlib.Path(tempfile.gettempdir()) / f"tiercel-error-{os.getpid()}.log"
+    said = traceback.format_exc()
     try:
-        path.write_text(traceback.format_exc(), encoding="utf-8")
-    except OSError as error:
-        return f"not kept: {path}: {error.strerror or error}"
+        path = pathlib.Path(tempfile.gettempdir()) / f"tiercel-error-{os.getpid()}.log"
+        path.write_text(said, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:  # there may be no folder at all that can be written to
+        return f"not kept: {error}"
     return str(path)
 
 
 def _complain(message: str, exit_code: int) -> int:
-    print(f"tiercel: {message}", file=sys.stderr)
+    print(f"tiercel: {without_controls(message)}", file=sys.stderr)
     return exit_code

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
+
+from router.messages import without_controls
+
+
+class _Console(Console):
+    """Shows no character that would steer the terminal: ids and reasons are other people's."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        """Yields what is shown; what rich itself steers the terminal by stays."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else without_controls(text), style, control)
 
 
 def console() -> Console:
@@ -18,12 +32,12 @@ def console() -> Console:
     Text is shown as it is: an address of IPv6 has brackets, and a reason may be anything.
     """
     width = None if sys.stdout.isatty() else 140
-    return Console(highlight=False, markup=False, emoji=False, width=width)
+    return _Console(highlight=False, markup=False, emoji=False, width=width)
 
 
 def note(text: str) -> None:
     """One line for the user on standard error, so that standard output stays parseable."""
-    print(text, file=sys.stderr, flush=True)
+    print(without_controls(text), file=sys.stderr, flush=True)
 
 
 def print_json(value: Any) -> None:

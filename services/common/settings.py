@@ -98,8 +98,8 @@ def _resolve(path: Path, info: ValidationInfo) -> Path:
     Kubernetes mounts a file as a link, and renews it by changing where that leads. With `..` in a
     path the links of its folders are followed now: what lies above a link is not told otherwise.
     """
-    base = (info.context or {}).get("base_dir", Path.cwd())
-    found = Path(base) / path
+    base = (info.context or {}).get("base_dir")
+    found = (Path.cwd() if base is None else Path(base)) / path
     try:
         found.resolve()
     except RuntimeError:
@@ -161,7 +161,7 @@ def load_settings(
         SettingsError: Any mistake anywhere; all of them are listed.
     """
     layers = _read_file(path)
-    base_dir = path.absolute().parent if path is not None else Path.cwd()
+    base_dir = _base_dir(path, layers.file_name)
     _apply_environment(layers, model, environ)
     for dotted, text in (overrides or {}).items():
         _apply_text(layers, model, tuple(dotted.split(".")), text, "command line")
@@ -189,6 +189,15 @@ def load_settings(
     if problems:
         raise SettingsError(_unique(problems))
     return settings
+
+
+def _base_dir(path: Path | None, file_name: str) -> Path:
+    """Returns the folder that relative paths count from; a relative one may be gone meanwhile."""
+    try:
+        return Path.cwd() if path is None else path.absolute().parent
+    except OSError:
+        problem = "the current folder is gone; name the settings file by its whole path"
+        raise SettingsError([f"{file_name}: {problem}"]) from None
 
 
 def misspelled_variables(model: type[SettingsModel], environ: Mapping[str, str]) -> dict[str, str]:

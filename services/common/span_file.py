@@ -69,7 +69,7 @@ def _read(line: str) -> dict[str, Any]:
     """Returns a span; an empty one for a line of something else, which a folder may hold too."""
     try:
         found = json.loads(line)
-    except ValueError:  # cut off, or torn by a full disk
+    except (ValueError, RecursionError):  # cut off, torn by a full disk, or somebody else's
         return {}
     is_span = isinstance(found, dict) and found.keys() >= _KEYS
     return found if is_span else {}

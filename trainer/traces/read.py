@@ -78,15 +78,15 @@ def _stamp(table: Table, row: list[str], places: list[int]) -> float:
         if len(text) < _SHORTEST_STAMP:
             raise ValueError
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        zone = moment.utcoffset()
+        # Subtracting moments that have a zone takes ten times as long.
+        if zone is not None:
+            moment = moment.replace(tzinfo=None) - zone
+    except (ValueError, OverflowError):  # the latter within a day of the first or the last year
         table.fail(
             f"must be a date and time like 2023-11-16 18:17:03.9799600 (got {text[:40]!r})",
             "TIMESTAMP",
         )
-    zone = moment.utcoffset()
-    # Subtracting moments that have a zone takes ten times as long.
-    if zone is not None:
-        moment = moment.replace(tzinfo=None) - zone
     return (moment - _EPOCH).total_seconds()
 
 

@@ -39,6 +39,8 @@ def test_what_is_no_toml_is_one_error(text: str) -> None:
         "NaN",
         "[-Infinity]",
         "1e999",
+        r'["\ud800"]',
+        r'{"\uDFFF": 1}',
         " " * (LARGEST_DOCUMENT_BYTES + 1),
     ],
 )
@@ -47,6 +49,11 @@ def test_what_is_no_json_is_one_error(text: str) -> None:
     with pytest.raises(InvalidFileError) as caught:
         parse_json(text, "p.json")
     assert len(str(caught.value)) < 500
+
+
+def test_both_halves_of_a_character_are_one() -> None:
+    """JSON writes what is beyond 16 bits so; and what only looks like a half is none."""
+    assert parse_json(r'["\ud83d\ude00", "\\ud800"]', "p.json") == ["\U0001f600", r"\ud800"]
 
 
 def test_a_byte_order_mark_is_skipped() -> None:

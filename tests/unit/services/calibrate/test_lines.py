@@ -54,6 +54,19 @@ def test_a_file_that_is_none_is_named(
     assert str(error.value).startswith(str(path))
 
 
+@pytest.mark.parametrize("start", ["", '{"name": "a", "n": 1}\n'])
+def test_a_line_without_an_end_is_not_read_to_its_end(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    """A device that gives bytes for ever would fill the memory."""
+    monkeypatch.setattr("services.calibrate.lines._LONGEST_LINE_BYTES", 100)
+    path = tmp_path / "own.jsonl"
+    path.write_text(start + "x" * 1000)
+    with pytest.raises(InputError, match=r"line [12]: is longer than 100 characters") as error:
+        read(path)
+    assert len(str(error.value).splitlines()) == 1
+
+
 def test_keys_that_are_not_there_may_have_a_default() -> None:
     """A default stands for what is missing, never for what is wrong."""
     assert text_at({}, "a", "default") == "default"

@@ -60,6 +60,14 @@ def test_prompts_alone_are_enough_to_measure_time(tmp_path: pathlib.Path) -> Non
         ({"task": "sums", "prompt": "p"}, "answer: is missing"),
         ({"task": "sums", "prompt": "p", "answer": "a", "match": "about"}, "match: must be one of"),
         ({"task": "sums", "prompt": "p", "answer": "(", "match": "regex"}, "no regular expression"),
+        (
+            {"task": "sums", "prompt": "p", "answer": "a{99999999999}", "match": "regex"},
+            "no regular expression",
+        ),
+        (
+            {"task": "sums", "prompt": "p", "answer": "(" * 5000 + ")" * 5000, "match": "regex"},
+            "no regular expression",
+        ),
         ({"task": "sums", "prompt": "p", "answer": "x", "match": "number"}, "must be a number"),
         ({"task": "sums", "prompt": "p", "answer": "x", "match": "choice"}, "choices: must be"),
         (

@@ -185,6 +185,32 @@ def test_bytes_that_are_no_text_are_named(
     assert "'caf\\udce9': is not valid UTF-8" in complaint(capsys)
 
 
+@pytest.mark.parametrize("content", [b"a\0b", b"one\ntwo\n", "ключ".encode(), b"\x1b[31m"])
+def test_a_file_that_holds_no_key_is_named(
+    content: bytes, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No header holds it, nor in part an environment."""
+    path = tmp_path / "key"
+    path.write_bytes(content)
+    assert run(["--api-key-file", str(path), "status"]) == 2
+    assert f"--api-key-file: {path}: is no line of printable ASCII" in complaint(capsys)
+
+
+def test_a_current_folder_that_is_gone_is_told(
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whatever wanted to know it."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    monkeypatch.setattr("services.cli.status.resolve", lambda *_, **__: pathlib.Path.cwd())
+    assert run(["status"]) == 1
+    assert "the current folder is gone" in complaint(capsys)
+
+
 def test_a_bug_is_one_line_and_keeps_its_traceback_in_a_file(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -200,3 +226,10 @@ def test_a_bug_is_one_line_and_keeps_its_traceback_in_a_file(
     path = pathlib.Path(line.rpartition("details: ")[2].rstrip(")\n"))
     assert "Traceback" in path.read_text()
     path.unlink()
+
+    def nowhere() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.gettempdir", nowhere)
+    assert run(["status"]) == 1
+    assert "(details: not kept: [Errno 2] No usable temporary directory found)" in complaint(capsys)

@@ -97,6 +97,22 @@ def test_no_file_at_all_is_one_clear_line() -> None:
     assert problems(None) == ["defaults: mesh: is missing; give a settings file with --config"]
 
 
+def test_a_current_folder_that_is_gone_is_one_clear_line(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it is nothing to settings whose file has a whole path, as at a later reading."""
+    path, gone = write(MESH), tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert load_settings(Root, path=path, environ={}).mesh.profile == path.parent / "p.toml"
+    for name, relative in (("defaults", None), ("mesh.toml", Path("mesh.toml"))):
+        with pytest.raises(SettingsError) as caught:
+            load_settings(Root, path=relative, environ={})
+        assert str(caught.value).startswith(f"{name}: ")
+        assert len(caught.value.problems) == 1
+
+
 def test_exit_code_is_2_and_every_line_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     """The person who started it sees all mistakes and no traceback."""
     with pytest.raises(SystemExit) as caught:

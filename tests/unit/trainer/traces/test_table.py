@@ -39,6 +39,8 @@ CELLS = [
     ("azure-llm", "TIMESTAMP", "", STAMP),
     ("azure-llm", "TIMESTAMP", "2024-05-10", STAMP),
     ("azure-llm", "TIMESTAMP", "2024-05-10 25:00:00.0", STAMP),
+    ("azure-llm", "TIMESTAMP", "0001-01-01T00:00:00+10:00", STAMP),
+    ("azure-llm", "TIMESTAMP", "9999-12-31T23:59:59-10:00", STAMP),
     ("azure-llm", "TIMESTAMP", "2024-05-09 23:59:59.0", "is 1 s before the row above"),
     ("azure-llm", "ContextTokens", "many", WHOLE),
     ("azure-llm", "ContextTokens", "-3", WHOLE),
