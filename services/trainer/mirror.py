@@ -271,7 +271,11 @@ class PolicyMirror:
         The store had taken ours in and lost it, as in a failover. Routers tell activations apart by
         their numbers: those that know ours would never hear that the number means another policy.
         """
-        await self._rollout.pull()  # a pin of ours is none of theirs
+        # What the store has of a pin came with theirs; what it does not have was ours.
+        if await self._attempt(self._store.rollout):
+            await self._rollout.pull()
+        else:
+            await self.change_rollout(lambda state: replace(state, pinned_activation=0))
         ours, self.history = self.history, list(history)
         await self._catch_up(history[-1].activation)
         if self.activation == history[-1].activation:

@@ -125,8 +125,11 @@ async def test_a_store_that_lost_its_last_writes_gets_them_back(bench: Bench) ->
     assert other.rollout == bench.mirror.rollout == RolloutState(pinned_activation=2)
 
 
+@pytest.mark.parametrize("is_pinned", [False, True])
 @pytest.mark.parametrize("is_away", [False, True])
-async def test_a_number_that_a_failover_gave_twice_is_given_up(bench: Bench, is_away: bool) -> None:
+async def test_a_number_that_a_failover_gave_twice_is_given_up(
+    bench: Bench, is_away: bool, is_pinned: bool
+) -> None:
     """Routers at either trainer hear of a new number; what the later one activated holds."""
     other = bench.another()
     await bench.mirror.activate("price", "", None)
@@ -134,7 +137,7 @@ async def test_a_number_that_a_failover_gave_twice_is_given_up(bench: Bench, is_
     older = copy.deepcopy(bench.store.target)
     await bench.mirror.activate("dqn", "1", None, pinned)
     bench.store.target = older
-    await other.activate("greedy", "", None)
+    await other.activate("greedy", "", None, pinned if is_pinned else None)
     assert bench.mirror.history[-1].activation == other.history[-1].activation == 2
     activate = older.activate
 
@@ -147,7 +150,7 @@ async def test_a_number_that_a_failover_gave_twice_is_given_up(bench: Bench, is_
         older.activate = activate
     for mirror in (bench.mirror, other, bench.another()):
         assert await present(mirror) == Activation(3, "greedy", "")
-        assert mirror.rollout.pinned_activation == 0
+        assert mirror.rollout.pinned_activation == (3 if is_pinned else 0)
     assert [each.activation for each in await bench.store.history()] == [1, 2, 3]
 
 
