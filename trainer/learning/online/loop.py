@@ -411,7 +411,12 @@ class OnlineLoop:
     def _pad(
         self, decisions: Sequence[DecisionRecord]
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Returns features and allowed candidates of decisions on fleets of any size."""
+        """Returns features and allowed candidates of decisions on fleets of any size.
+
+        Records do not tell what a tier pin or a quality floor closed. So an action that was the
+        best of what was open counts as an explored one, which it is to requests without a pin; and
+        a later decision's closed candidates raise the bootstrap alike for every action before it.
+        """
         features = [d.features_CF for d in decisions if d.features_CF is not None]
         width = max(len(x_CF) for x_CF in features)
         x = np.zeros((len(features), width, len(self._config.feature_names)), np.float32)
