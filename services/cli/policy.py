@@ -185,17 +185,18 @@ def promote(
     )
     reply = call("trainer", address, "PromotePolicy", request, GATE_TIMEOUT_S)
     active = _info(reply.active)
+    about = {"gate_verdict": reply.gate_verdict, "in_memory_only": reply.in_memory_only}
     if reply.HasField("rollout"):
         rollout = _rollout(reply.rollout)
         if as_json:
-            print_json({"rollout": rollout, "gate_verdict": reply.gate_verdict})
+            print_json({"rollout": rollout} | about)
             return
         _note_verdict(reply.gate_verdict)
         note(f"{_told(rollout)}. Follow it with: tiercel policy list")
         _note_memory(reply.in_memory_only)
         return
     if as_json:
-        print_json(active | {"gate_verdict": reply.gate_verdict})
+        print_json(active | about | {"waiting_routers": list(reply.waiting_routers)})
         return
     _note_verdict(reply.gate_verdict)
     name = f"{active['policy']} {active['policy_version']}"
@@ -239,7 +240,7 @@ def pause(
     reply = call("trainer", address, "PauseRollout", request, SWITCH_TIMEOUT_S)
     rollout = _rollout(reply.rollout)
     if as_json:
-        print_json(rollout)
+        print_json(rollout | {"in_memory_only": reply.in_memory_only})
         return
     version = rollout["policy_version"]
     note(f"{_told(rollout)}. To go on: tiercel policy promote {version}; to end it: rollback")
@@ -301,7 +302,8 @@ def rollback(
     active = _info(reply.active)
     ended = _rollout(reply.ended) if reply.HasField("ended") else None
     if as_json:
-        print_json({"active": active, "activation": reply.activation, "ended": ended})
+        found = {"active": active, "activation": reply.activation, "ended": ended}
+        print_json(found | {"in_memory_only": reply.in_memory_only})
         return
     if ended is not None:
         note(f"ended the rollout of {ended['policy']} {ended['policy_version']}")

@@ -127,3 +127,25 @@ def test_a_trainer_is_given_the_time_it_waits_for_routers(
     assert "Redis is away" not in capsys.readouterr().err
     assert waits_s == dict.fromkeys(replies, policy.SWITCH_TIMEOUT_S)
     assert policy.SWITCH_TIMEOUT_S > 10.0
+
+
+@pytest.mark.parametrize(
+    "command", [("promote", "price"), ("use", "price"), ("rollback",), ("pause",)]
+)
+def test_a_machine_hears_of_what_is_in_memory_alone(
+    command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As people do: a script that promotes has to know what a restart of the trainer would undo."""
+    rollout = pb.RolloutInfo(stage=pb.POLICY_STAGE_CANARY, paused=True)
+    replies = {
+        "PromotePolicy": pb.PromotePolicyResponse(in_memory_only=True, waiting_routers=["r7"]),
+        "RollbackPolicy": pb.RollbackPolicyResponse(in_memory_only=True),
+        "PauseRollout": pb.PauseRolloutResponse(rollout=rollout, in_memory_only=True),
+    }
+    monkeypatch.setattr(policy, "call", lambda part, address, method, *_: replies[method])
+    monkeypatch.setattr(policy, "_named", lambda address, name: (name, ""))
+    assert run(["policy", *command, "--json", "--trainer", "127.0.0.1:1"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["in_memory_only"] is True
+    if "price" in command:
+        assert found["waiting_routers"] == ["r7"]
