@@ -108,41 +108,8 @@ def report_from_message(
     _check_size(bad, load.ByteSize())
     # What this version does not know would be handed on to every router.
     load.DiscardUnknownFields()  # type: ignore[attr-defined]
-    bad.text("router_id", load.router_id, _LONGEST_ROUTER_ID, 1)
-    bad.count("epoch", load.epoch, _LARGEST_INT64, 1)
-    bad.count("sequence", load.sequence, _LARGEST_INT64, 1)
-    bad.moment("report_time", load.report_time)
-    bad.number("arrival_rate_rps", load.arrival_rate_rps, 0.0, MAX_RATE_RPS)
-    bad.number("arrival_rate_long_rps", load.arrival_rate_long_rps, 0.0, MAX_RATE_RPS)
+    _check_report(bad, load)
     age_s = bad.duration("age", load.age, 0.0, LONGEST_AGE_S)
-    bad.text("policy", load.policy, _LONGEST_POLICY)
-    bad.text("policy_version", load.policy_version, _LONGEST_POLICY)
-    bad.count("activation", load.activation, _LARGEST_INT64)
-    bad.text("policy_refusal", load.policy_refusal, _LONGEST_POLICY)
-    if load.HasField("trial"):
-        _check_trial(bad, load.trial)
-    if load.HasField("watch"):
-        _check_watch(bad, load.watch)
-    _check_outcomes(bad, "outcomes", load.outcomes)
-    if bad.items("tier_outcomes", load.tier_outcomes, _MOST_TIERS):
-        for index, tier in enumerate(load.tier_outcomes):
-            bad.name(f"tier_outcomes[{index}].tier", tier.tier)
-            _check_outcomes(bad, f"tier_outcomes[{index}].outcomes", tier.outcomes)
-    if bad.items("task_attainments", load.task_attainments, _MOST_TASKS):
-        for index, task in enumerate(load.task_attainments):
-            _check_attainment(bad, f"task_attainments[{index}]", task)
-    bad.number("target_pressure", load.target_pressure, 0.0, _MOST_PRESSURE)
-    if bad.items("task_latencies", load.task_latencies, _MOST_TOLD_TASKS):
-        for index, latency in enumerate(load.task_latencies):
-            bad.name(f"task_latencies[{index}].task", latency.task)
-            check_latency(bad, f"task_latencies[{index}]", latency)
-    if bad.items("task_outcomes", load.task_outcomes, _MOST_TOLD_TASKS):
-        for index, outcomes in enumerate(load.task_outcomes):
-            check_outcomes(bad, f"task_outcomes[{index}]", outcomes, _MOST_TIERS)
-            _check_token_outcomes(bad, f"task_outcomes[{index}].token_outcomes", outcomes)
-    if bad.items("profiles", load.profiles, _MOST_PROFILES):
-        for index, profile in enumerate(load.profiles):
-            _check_profile(bad, f"profiles[{index}]", profile)
     loads = _loads(bad, load, told, known)
     bad.raise_if_any()
     latencies, outcomes_told, profiles = told_tasks
@@ -174,6 +141,44 @@ def report_from_message(
     # It is handed on by name as well.
     _check_size(bad, report.most_bytes)
     return report
+
+
+def _check_report(bad: Checks, load: state_pb2.RouterLoad) -> None:
+    """Checks all of a report but its age and what it says of candidates."""
+    bad.text("router_id", load.router_id, _LONGEST_ROUTER_ID, 1)
+    bad.count("epoch", load.epoch, _LARGEST_INT64, 1)
+    bad.count("sequence", load.sequence, _LARGEST_INT64, 1)
+    bad.moment("report_time", load.report_time)
+    bad.number("arrival_rate_rps", load.arrival_rate_rps, 0.0, MAX_RATE_RPS)
+    bad.number("arrival_rate_long_rps", load.arrival_rate_long_rps, 0.0, MAX_RATE_RPS)
+    bad.text("policy", load.policy, _LONGEST_POLICY)
+    bad.text("policy_version", load.policy_version, _LONGEST_POLICY)
+    bad.count("activation", load.activation, _LARGEST_INT64)
+    bad.text("policy_refusal", load.policy_refusal, _LONGEST_POLICY)
+    if load.HasField("trial"):
+        _check_trial(bad, load.trial)
+    if load.HasField("watch"):
+        _check_watch(bad, load.watch)
+    _check_outcomes(bad, "outcomes", load.outcomes)
+    if bad.items("tier_outcomes", load.tier_outcomes, _MOST_TIERS):
+        for index, tier in enumerate(load.tier_outcomes):
+            bad.name(f"tier_outcomes[{index}].tier", tier.tier)
+            _check_outcomes(bad, f"tier_outcomes[{index}].outcomes", tier.outcomes)
+    if bad.items("task_attainments", load.task_attainments, _MOST_TASKS):
+        for index, task in enumerate(load.task_attainments):
+            _check_attainment(bad, f"task_attainments[{index}]", task)
+    bad.number("target_pressure", load.target_pressure, 0.0, _MOST_PRESSURE)
+    if bad.items("task_latencies", load.task_latencies, _MOST_TOLD_TASKS):
+        for index, latency in enumerate(load.task_latencies):
+            bad.name(f"task_latencies[{index}].task", latency.task)
+            check_latency(bad, f"task_latencies[{index}]", latency)
+    if bad.items("task_outcomes", load.task_outcomes, _MOST_TOLD_TASKS):
+        for index, outcomes in enumerate(load.task_outcomes):
+            check_outcomes(bad, f"task_outcomes[{index}]", outcomes, _MOST_TIERS)
+            _check_token_outcomes(bad, f"task_outcomes[{index}].token_outcomes", outcomes)
+    if bad.items("profiles", load.profiles, _MOST_PROFILES):
+        for index, profile in enumerate(load.profiles):
+            _check_profile(bad, f"profiles[{index}]", profile)
 
 
 def _check_size(bad: Checks, size: int) -> None:

@@ -36,11 +36,15 @@ class _Part(NamedTuple):
         untold_count: 1 if it does not tell that.
     """
 
-    weight: int = 0
+    weight: float = 0.0
     weighted_s: float = 0.0
     rate_rps: float = 0.0
     rate_long_rps: float = 0.0
-    untold_count: int = 0
+    untold_count: float = 0.0
+
+    def without(self, other: _Part) -> _Part:
+        """Returns what is left without a part; rounding leaves nothing below 0."""
+        return _Part(*(max(0.0, ours - theirs) for ours, theirs in zip(self, other, strict=True)))
 
 
 class OthersSums:
@@ -70,17 +74,13 @@ class OthersSums:
                 name: _part(report, load_LC)
                 for name, (report, load_LC) in picture.loads.by_router.items()
             }
-            self._all = _Part(*map(sum, zip(_Part(), *self._parts.values(), strict=True)))
-        own_part = _Part() if own is None else self._parts[own]
+            columns = zip(_Part(), *self._parts.values(), strict=True)
+            self._all = _Part(*(sum(column) for column in columns))
+        rest = self._all if own is None else self._all.without(self._parts[own])
         age_s: float | None = None
-        rate_long_rps: float | None = None
-        if (weight := self._all.weight - own_part.weight) > 0:
-            mean_s = max(0.0, self._all.weighted_s - own_part.weighted_s) / weight
-            age_s = min(mean_s + since_s, LONGEST_AGE_S)
-        if self._all.untold_count == own_part.untold_count:
-            rate_long_rps = max(0.0, self._all.rate_long_rps - own_part.rate_long_rps)
-        rate_rps = max(0.0, self._all.rate_rps - own_part.rate_rps)
-        return Others(age_s, rate_rps, rate_long_rps)
+        if rest.weight:
+            age_s = min(rest.weighted_s / rest.weight + since_s, LONGEST_AGE_S)
+        return Others(age_s, rest.rate_rps, None if rest.untold_count else rest.rate_long_rps)
 
 
 def _part(report: RouterReport, load_LC: Loads) -> _Part:
@@ -90,5 +90,5 @@ def _part(report: RouterReport, load_LC: Loads) -> _Part:
         weight * report.age_s,
         report.arrival_rate_rps,
         long_rps or 0.0,
-        int(long_rps is None),
+        float(long_rps is None),
     )

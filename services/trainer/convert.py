@@ -358,7 +358,46 @@ def decode_rollout(payload: bytes) -> RolloutState:
         stored = pb.RolloutState.FromString(payload)
     except DecodeError as error:
         raise BadRecordError("not a RolloutState") from error
-    info, checks = stored.rollout, Checks()
+    checks = Checks()
+    _check_rollout(checks, stored)
+    if stored.HasField("watch"):
+        _check_stored_watch(checks, stored.watch)
+    _raise_bad(checks)
+    info, watch = stored.rollout, stored.watch
+    return RolloutState(
+        number=info.rollout,
+        policy=info.policy,
+        version=info.policy_version,
+        stage=Stage(info.stage),
+        is_paused=info.paused,
+        reason=info.reason,
+        begin_ns=info.begin_time.ToNanoseconds(),
+        stage_ns=stored.stage_time.ToNanoseconds(),
+        activation=stored.activation,
+        pinned_activation=stored.pinned_activation if stored.HasField("pinned_activation") else -1,
+        watch=WatchState(
+            activation=watch.activation,
+            policy=watch.policy,
+            version=watch.policy_version,
+            replaced=watch.replaced_policy,
+            replaced_version=watch.replaced_policy_version,
+            stage=WatchStage(watch.stage),
+            reason=watch.reason,
+            begin_ns=watch.begin_time.ToNanoseconds(),
+            end_ns=watch.end_time.ToNanoseconds(),
+        ),
+        carried=CanarySeen(*stored.carried),
+        period=stored.period,
+        period_ns=stored.period_time.ToNanoseconds(),
+        judged=stored.judged_period_count,
+        differences=tuple(stored.pair_differences),
+        anchor=stored.anchor,
+        anchor_version=stored.anchor_version,
+    )
+
+
+def _check_rollout(checks: Checks, stored: pb.RolloutState) -> None:
+    info = stored.rollout
     checks.count("rollout", info.rollout)
     for name in ("policy", "policy_version"):
         checks.text(name, getattr(info, name), MAX_NAME_CHARACTERS)
@@ -385,46 +424,16 @@ def decode_rollout(payload: bytes) -> RolloutState:
     if checks.items("pair_differences", stored.pair_differences, _MOST_PAIRS):
         for value in stored.pair_differences:
             checks.number("pair_differences", value, -1.0, 1.0)
-    watch = stored.watch
+
+
+def _check_stored_watch(checks: Checks, watch: pb.WatchInfo) -> None:
     checks.count("watch.activation", watch.activation)
     for name in ("policy", "policy_version", "replaced_policy", "replaced_policy_version"):
         checks.text(f"watch.{name}", getattr(watch, name), MAX_NAME_CHARACTERS)
     checks.require(watch.stage in _WATCH_STAGES, "watch.stage", f"is {watch.stage}")
     checks.text("watch.reason", watch.reason, MAX_TEXT_CHARACTERS)
     for name in ("begin_time", "end_time"):
-        if stored.HasField("watch"):
-            checks.moment(f"watch.{name}", getattr(watch, name))
-    _raise_bad(checks)
-    return RolloutState(
-        number=info.rollout,
-        policy=info.policy,
-        version=info.policy_version,
-        stage=Stage(info.stage),
-        is_paused=info.paused,
-        reason=info.reason,
-        begin_ns=info.begin_time.ToNanoseconds(),
-        stage_ns=stored.stage_time.ToNanoseconds(),
-        activation=stored.activation,
-        pinned_activation=stored.pinned_activation if stored.HasField("pinned_activation") else -1,
-        watch=WatchState(
-            activation=watch.activation,
-            policy=watch.policy,
-            version=watch.policy_version,
-            replaced=watch.replaced_policy,
-            replaced_version=watch.replaced_policy_version,
-            stage=WatchStage(watch.stage),
-            reason=watch.reason,
-            begin_ns=watch.begin_time.ToNanoseconds(),
-            end_ns=watch.end_time.ToNanoseconds(),
-        ),
-        carried=CanarySeen(**carried),
-        period=stored.period,
-        period_ns=stored.period_time.ToNanoseconds(),
-        judged=stored.judged_period_count,
-        differences=tuple(stored.pair_differences),
-        anchor=stored.anchor,
-        anchor_version=stored.anchor_version,
-    )
+        checks.moment(f"watch.{name}", getattr(watch, name))
 
 
 def watch_seen(report: system_state_pb2.WatchReport) -> WatchReport:

@@ -1,6 +1,15 @@
 """The policy registry: what may be published, activated and rolled back, and who is told.
 
 Where policies are kept, and what happens while Redis is away, is `mirror.py`.
+
+What is known of the rollout is changed by
+
+| call | what | if another trainer has changed it meanwhile |
+|---|---|---|
+| `keep_rollout` | a step that was judged of a state | AbortedError: another look has to judge anew |
+| `keep_watch` | how the watch stands | AbortedError, if it was the watch that changed |
+| `change_rollout` | pin, or the gate's anchor | is made on top of that |
+| a note with `promote` | pin and anchor, or the watch, in one step with an activation | the same |
 """
 
 from __future__ import annotations

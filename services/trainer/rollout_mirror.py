@@ -3,6 +3,13 @@
 It is stored only in the place of what was read or stored here last. So of two trainers that change
 it at once, the second one hears of the first, and one that stood still for a while overwrites
 nothing. One caller at a time: `PolicyRegistry` has the lock.
+
+| what stands in the store | what it means here |
+|---|---|
+| what was read or stored last | nobody has changed it; it may be replaced |
+| what was sent without an answer | it had arrived; it may be replaced |
+| nothing, or nonsense | the store lost its memory; it gets what is known here |
+| anything else | another trainer has changed it: that is taken in, and counts |
 """
 
 from __future__ import annotations
@@ -45,8 +52,8 @@ class RolloutMirror:
         self._store = store
         self._attempt = attempt
         self._log = log
-        self._stored = b""
-        self._tried: deque[bytes] = deque(maxlen=_MOST_TRIED)
+        self._stored = b""  # what was read or stored last
+        self._tried: deque[bytes] = deque(maxlen=_MOST_TRIED)  # what was sent without an answer
 
     def noted(self, state: RolloutState, activation: int) -> NotedRollout:
         """Returns what is stored in one step with an activation; `keep` takes it in afterwards."""
@@ -76,7 +83,7 @@ class RolloutMirror:
                 # Nothing is there, or nobody's, or what we stored and got no answer for.
                 self._stored = found
                 is_put = await self._attempt(put)
-        self._note(state)
+        self._set(state)
         self.is_stored = bool(is_put)
         if is_put:
             self._stored = payload
@@ -129,10 +136,10 @@ class RolloutMirror:
         """Takes in what another trainer, or this one before, has stored."""
         self._stored, self.is_stored = payload, True
         self._tried.clear()
-        self._note(state)
+        self._set(state)
 
-    def _note(self, state: RolloutState) -> None:
-        """Notes a state; its revision is another one if more changed than what is beside it."""
+    def _set(self, state: RolloutState) -> None:
+        """Makes a state the known one; what changes only beside the rollout is no new revision."""
         before = self.state
         is_same = with_beside(state, before) == before
         self.state = replace(state, revision=before.revision + (not is_same))
