@@ -1,4 +1,4 @@
-"""What Compose, Kubernetes and the README say, done with the built wheels' real processes.
+"""What Compose, Kubernetes and the pages say, done with the built wheels' real processes.
 
 The wheels are built from exactly the paths that the Dockerfile's stage `wheel` copies and go into
 an environment of their own. Triton and the services are started with the commands of
@@ -53,7 +53,7 @@ pytestmark = [pytest.mark.triton, pytest.mark.timeout(300)]
 
 _START_TIMEOUT_S = 120.0
 _EXAMPLE_PORT = "127.0.0.1:7410"
-_README_DEADLINES = re.compile(r'deadline(_s=|": ")0\.5')
+_DEADLINES = re.compile(r'deadline(_s=|": ")0\.5')
 
 
 @dataclass
@@ -341,7 +341,9 @@ def test_probes_of_doors_succeed(deployment: Deployment, service: str) -> None:
 def test_readme_example_for_openai_clients_works(deployment: Deployment) -> None:
     """The `curl` line gets an answer from the door; a generous deadline."""
     number = deployment.processes["openai-door"].ports["http"]
-    example = _readme_block("/v1/chat/completions").replace("127.0.0.1:7440", f"127.0.0.1:{number}")
+    example = _block("README.md", "/v1/chat/completions").replace(
+        "127.0.0.1:7440", f"127.0.0.1:{number}"
+    )
     example = example.replace('"500"', '"20000"')
     done = subprocess.run(
         ["bash", "-c", example.partition("up --openai\n")[2]],
@@ -408,10 +410,10 @@ def test_request_path_loads_no_torch(deployment: Deployment, service: str) -> No
 
 
 def _generate(deployment: Deployment) -> subprocess.CompletedProcess[str]:
-    """Runs the README's gRPC example against the running router; a generous deadline."""
-    example = _readme_block("buf curl")
+    """Runs the gRPC example of the doors against the running router; a generous deadline."""
+    example = _block("docs/doors.md", "buf curl")
     address = f"127.0.0.1:{deployment.processes['router-inference'].ports['grpc']}"
-    example = _README_DEADLINES.sub(r"deadline\g<1>20", example.replace(_EXAMPLE_PORT, address))
+    example = _DEADLINES.sub(r"deadline\g<1>20", example.replace(_EXAMPLE_PORT, address))
     buf = Path(sys.executable).with_name("buf")
     return subprocess.run(
         ["bash", "-c", example.replace("buf curl", f"{buf} curl", 1)],
@@ -419,14 +421,14 @@ def _generate(deployment: Deployment) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def _readme_block(start: str) -> str:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def _block(page: str, start: str) -> str:
+    text = (ROOT / page).read_text(encoding="utf-8")
     blocks = re.findall(r"```\w*\n(.*?)```", text, flags=re.DOTALL)
     found: str = next(block for block in blocks if start in block)
     return found
 
 
-def test_readme_example_for_any_grpc_client_works(deployment: Deployment) -> None:
+def test_the_example_for_any_grpc_client_works(deployment: Deployment) -> None:
     """`buf curl` with server reflection gets an answer, without our stubs."""
     done = _generate(deployment)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -439,8 +441,8 @@ def test_readme_example_for_any_grpc_client_works(deployment: Deployment) -> Non
 def test_readme_example_for_python_works(deployment: Deployment) -> None:
     """The Python example runs as printed, address and deadline aside."""
     address = f"127.0.0.1:{deployment.processes['router-inference'].ports['grpc']}"
-    code = _readme_block("from tiercel import Client").replace(_EXAMPLE_PORT, address)
-    code = _README_DEADLINES.sub(r"deadline\g<1>20", code)
+    code = _block("README.md", "from tiercel import Client").replace(_EXAMPLE_PORT, address)
+    code = _DEADLINES.sub(r"deadline\g<1>20", code)
     done = subprocess.run(
         [str(deployment.python), "-c", code],
         cwd=deployment.root, capture_output=True, text=True, timeout=60, check=False,
@@ -450,20 +452,6 @@ def test_readme_example_for_python_works(deployment: Deployment) -> None:
     assert first[1] in {"small", "medium", "large"}
     assert first[2] == "True"
     assert "Chunk(" in done.stdout
-
-
-def test_readme_example_for_clients_of_triton_works(deployment: Deployment) -> None:
-    """`tritonclient` gets an answer from the router's port; address and deadline aside."""
-    address = f"127.0.0.1:{deployment.processes['router-inference'].ports['grpc']}"
-    code = _readme_block("import tritonclient.grpc").replace(_EXAMPLE_PORT, address)
-    code = code.replace('"sort"}', '"sort", "tiercel_deadline_ms": 20_000}')
-    done = subprocess.run(
-        [str(deployment.python), "-c", code],
-        cwd=deployment.root, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("sort:hgcafde=")
-    assert len(done.stdout.strip()) > len("sort:hgcafde=")
 
 
 @pytest.mark.parametrize("service", ["router-inference", "trainer", "load-monitor"])
