@@ -25,6 +25,7 @@ from router.profile import LatencyProfile
 from router.seat import MARGIN, Stay
 from trainer.evaluation.seeds import evaluation_seeds, stream
 from trainer.research.scale import mean, paired, points, spec_of
+from trainer.research.studies import numbers
 from trainer.research.tuning import TuningError, add_profile_options, profile_of, run_command
 from trainer.simulation.conversations import OPT_TALK, converse
 from trainer.simulation.setting import Setting, shared_fleet_setting, unit_rate_rps
@@ -149,13 +150,13 @@ def parser() -> argparse.ArgumentParser:
     )
     add_profile_options(found)
     found.add_argument("--devices", type=int, default=4)
-    found.add_argument("--loads", type=_numbers, default=(4.0,))
+    found.add_argument("--loads", type=numbers, default=(4.0,))
     found.add_argument("--seeds", type=int, default=5)
     found.add_argument("--duration-s", type=float, default=24.0)
     found.add_argument(
         "--policies", type=lambda text: text.split(","), default=["dqn", "price", "greedy"]
     )
-    found.add_argument("--margins", type=_numbers, default=(MARGIN,))
+    found.add_argument("--margins", type=numbers, default=(MARGIN,))
     found.add_argument(
         "--cache-tokens", type=int, default=200_000, help="of each tier on each device"
     )
@@ -189,10 +190,6 @@ def main(arguments: list[str] | None = None) -> int:
             options.json.write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
 
     return run_command(work)
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import numpy as np
 
 from trainer.evaluation.seeds import evaluation_seeds, stream
 from trainer.research.scale import mean, spec_of
+from trainer.research.studies import numbers
 from trainer.research.tuning import TuningError, add_profile_options, profile_of, run_command
 from trainer.simulation.setting import Setting, shared_fleet_setting, unit_rate_rps
 from trainer.simulation.simulate import simulate
@@ -95,8 +96,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--devices", type=int, default=4)
     parser.add_argument("--routers", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--loads", type=_numbers, default=(4.6, 9.2))
-    parser.add_argument("--pauses", type=_numbers, default=(0.0, 0.2, 0.4, 1.0, 3.0))
+    parser.add_argument("--loads", type=numbers, default=(4.6, 9.2))
+    parser.add_argument("--pauses", type=numbers, default=(0.0, 0.2, 0.4, 1.0, 3.0))
     parser.add_argument("--policies", type=lambda text: text.split(","), default=["price", "dqn"])
     parser.add_argument("--json", type=Path, help="where to write the rows")
     options = parser.parse_args(arguments)
@@ -115,10 +116,6 @@ def main(arguments: list[str] | None = None) -> int:
             options.json.write_text(text, "utf-8")
 
     return run_command(work)
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(word) for word in text.split(","))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ Shape letters: N requests.
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,12 +21,12 @@ import numpy as np
 
 from router.priority import CAUTION, OWED, PRICE
 from router.types import Priority
-from trainer.evaluation.facts import usable_cores
-from trainer.evaluation.jobs import Context, Runner
+from trainer.evaluation.jobs import Context
 from trainer.evaluation.scenarios import WARM_UP_S
 from trainer.evaluation.seeds import evaluation_seeds, stream
 from trainer.research.scale import spec_of
-from trainer.research.tuning import add_profile_options, add_study_options, profile_of, run_command
+from trainer.research.studies import add_study_options, command_of, keep, run_jobs
+from trainer.research.tuning import add_profile_options, profile_of, run_command
 from trainer.simulation import state
 from trainer.simulation.setting import shared_fleet_setting, unit_rate_rps
 from trainer.simulation.simulate import simulate
@@ -172,32 +170,10 @@ def _run(asked: argparse.Namespace, given: Sequence[str]) -> None:
         for seed in evaluation_seeds(asked.seeds)
     ]
     context = Context({"": base}, {name: spec_of(name, base) for name in policies})
-
-    def say(_text: str, done: float, total: float) -> None:
-        if sys.stderr.isatty():
-            print(f"\r{100.0 * done / total:3.0f} %", end="", file=sys.stderr)
-
-    with Runner(context, asked.workers or usable_cores(), say) as runner:
-        found = averaged(runner.run("cases", jobs))
-    if asked.json:
-        asked.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    command = shlex.join(["python", "-m", "trainer.research.priorities", *_what(given)])
+    found = averaged(run_jobs(asked, context, jobs))
+    command = command_of("priorities", given)
     text = page(found, policies, (high, normal, low), command)
-    if asked.record:
-        asked.record.write_text(text, encoding="utf-8")
-    print(text)
-
-
-def _what(given: Sequence[str]) -> list[str]:
-    """Returns arguments without those that say where results go and who computes them."""
-    found: list[str] = []
-    rest = iter(given)
-    for each in rest:
-        if each in ("--json", "--record", "--workers"):
-            next(rest, None)
-        else:
-            found.append(each)
-    return found
+    keep(asked, found, text)
 
 
 if __name__ == "__main__":

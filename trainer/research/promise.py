@@ -15,9 +15,7 @@ Shape letters: K tasks, N requests, S seeds.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,13 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.types import Priority
-from trainer.evaluation.facts import usable_cores
-from trainer.evaluation.jobs import Context, Runner
+from trainer.evaluation.jobs import Context
 from trainer.evaluation.scenarios import WARM_UP_S, whole_periods_s
 from trainer.evaluation.seeds import evaluation_seeds, stream
 from trainer.evaluation.statistics import interval
 from trainer.research.scale import spec_of
-from trainer.research.tuning import add_profile_options, add_study_options, profile_of, run_command
+from trainer.research.studies import add_study_options, command_of, keep, run_jobs
+from trainer.research.tuning import add_profile_options, profile_of, run_command
 from trainer.simulation.setting import Setting, shared_fleet_setting, unit_rate_rps
 from trainer.simulation.simulate import FleetEvent, SimulationResult, simulate
 from trainer.simulation.workload import poisson, square_wave
@@ -348,21 +346,10 @@ def _run(asked: argparse.Namespace, given: Sequence[str]) -> None:
     targets = [float(text) for text in asked.targets.split(",")]
     seeds = evaluation_seeds(asked.seeds)
     jobs = trials(settings, targets, seeds, policies, asked.requests, asked.mix)
-
-    def say(_text: str, done: float, total: float) -> None:
-        if sys.stderr.isatty():
-            print(f"\r{100.0 * done / total:3.0f} %", end="", file=sys.stderr)
-
-    with Runner(Context(settings, specs), asked.workers or usable_cores(), say) as runner:
-        rows = runner.run("cases", jobs)
-    found = judged(rows)
-    if asked.json:
-        asked.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    command = shlex.join(["python", "-m", "trainer.research.promise", *given])
+    found = judged(run_jobs(asked, Context(settings, specs), jobs))
+    command = command_of("promise", given)
     text = page(found, policies, command)
-    if asked.record:
-        asked.record.write_text(text, encoding="utf-8")
-    print(text)
+    keep(asked, found, text)
 
 
 def _mix(text: str) -> tuple[float, float, float]:

@@ -12,8 +12,6 @@ Shape letters: N requests.
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,12 +20,12 @@ from typing import Any
 import numpy as np
 
 from router.reserve import SHARES
-from trainer.evaluation.facts import usable_cores
-from trainer.evaluation.jobs import Context, Runner
+from trainer.evaluation.jobs import Context
 from trainer.evaluation.scenarios import WARM_UP_S, whole_periods_s
 from trainer.evaluation.seeds import evaluation_seeds, stream
 from trainer.research.scale import spec_of
-from trainer.research.tuning import add_profile_options, add_study_options, profile_of, run_command
+from trainer.research.studies import add_study_options, command_of, keep, run_jobs
+from trainer.research.tuning import add_profile_options, profile_of, run_command
 from trainer.simulation.setting import shared_fleet_setting, unit_rate_rps
 from trainer.simulation.simulate import simulate
 from trainer.simulation.workload import poisson, square_wave
@@ -188,20 +186,10 @@ def _run(asked: argparse.Namespace, given: Sequence[str]) -> None:
         for reserve in SHARES
         for seed in evaluation_seeds(asked.seeds)
     ]
-
-    def say(_text: str, done: float, total: float) -> None:
-        if sys.stderr.isatty():
-            print(f"\r{100.0 * done / total:3.0f} %", end="", file=sys.stderr)
-
-    with Runner(Context({"": base}, specs), asked.workers or usable_cores(), say) as runner:
-        found = averaged(runner.run("cases", jobs))
-    if asked.json:
-        asked.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    command = shlex.join(["python", "-m", "trainer.research.reserve", *given])
+    found = averaged(run_jobs(asked, Context({"": base}, specs), jobs))
+    command = command_of("reserve", given)
     text = page(found, policies, asked.target, command)
-    if asked.record:
-        asked.record.write_text(text, encoding="utf-8")
-    print(text)
+    keep(asked, found, text)
 
 
 if __name__ == "__main__":

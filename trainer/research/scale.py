@@ -32,6 +32,7 @@ from trainer.evaluation.report.style import STYLE, save
 from trainer.evaluation.scenarios import SCENARIOS
 from trainer.evaluation.seeds import evaluation_seeds, stream
 from trainer.evaluation.statistics import Interval, interval
+from trainer.research.studies import numbers
 from trainer.research.tuning import TuningError, add_profile_options, profile_of, run_command
 from trainer.shipped import POLICIES, shipped
 from trainer.simulation.setting import Setting, shared_fleet_setting, unit_rate_rps
@@ -207,7 +208,7 @@ def parser() -> argparse.ArgumentParser:
         study = studies.add_parser(name)
         add_profile_options(study)
         study.add_argument("--devices", type=int, default=defaults["devices"])
-        study.add_argument("--loads", type=_numbers, default=_numbers(defaults["loads"]))
+        study.add_argument("--loads", type=numbers, default=numbers(defaults["loads"]))
         study.add_argument("--seeds", type=int, default=defaults["seeds"])
         study.add_argument("--duration-s", type=float, default=defaults["duration_s"])
         study.add_argument("--json", type=Path, help="where to write the rows")
@@ -247,10 +248,6 @@ def main(arguments: list[str] | None = None) -> int:
             save(router_figure(rows), options.plot)
 
     return run_command(work)
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(word) for word in text.split(","))
 
 
 def _counts(text: str) -> tuple[int, ...]:

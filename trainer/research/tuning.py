@@ -330,16 +330,6 @@ def add_setting_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--deadline-s", type=float, default=0.4)
 
 
-def add_study_options(found: argparse.ArgumentParser, policies: str, help_text: str = "") -> None:
-    """Adds what the studies of many runs have in common: how many, of what, and where to."""
-    found.add_argument("--seeds", type=int, default=3)
-    found.add_argument("--requests", type=int, default=20_000, help="of one run, about")
-    found.add_argument("--policies", default=policies, help=help_text or None)
-    found.add_argument("--workers", type=int, default=0, help="processes; 0 = one per core")
-    found.add_argument("--json", type=Path, help="write the rows here")
-    found.add_argument("--record", type=Path, help="write the document here")
-
-
 def profile_of(options: argparse.Namespace) -> tuple[LatencyProfile, QualityTable]:
     """Returns the files that the options name.
 
