@@ -19,12 +19,9 @@ import numpy as np
 from services.bench.bench import Bench, Server
 from services.bench.load import open_call
 from services.bench.readings import Reading
-from services.bench.routers import PROFILE, TIERS, write_settings
-from services.common.mesh_settings import EndpointSettings, TaskSettings
-from services.local.settings_file import settings_text
+from services.bench.routers import TIERS, write_settings
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as pb
 from tiercel.load_monitor.v1 import system_state_pb2 as state_pb
-from trainer.shipped import PROFILES, QUALITY, shipped
 
 MONITOR = "/tiercel.load_monitor.v1.LoadMonitorService"
 STATES_PER_S = 12.5
@@ -218,28 +215,14 @@ async def _start_monitor(
     *,
     probes: Mapping[str, float] = HARDLY_PROBED,
 ) -> Server:
-    text = settings_text(
-        name="bench",
-        tiers=TIERS,
-        profile=shipped(PROFILES, f"{PROFILE}.toml"),
-        quality=shipped(QUALITY, "opt.toml"),
-        addresses={},
-        tasks=[TaskSettings(name="piqa", default_deadline_s=5.0)],
-        endpoints=[
-            EndpointSettings(name=f"e{index}", address=address, tiers=TIERS)
-            for index, address in enumerate(addresses)
-        ],
-        sections={
-            "load_monitor": {
-                "listen": "127.0.0.1:0",
-                "metrics_listen": "127.0.0.1:0",
-                "max_endpoints": 2_000,
-                **probes,
-            }
-        },
-    )
+    own = {
+        "listen": "127.0.0.1:0",
+        "metrics_listen": "127.0.0.1:0",
+        "max_endpoints": 2_000,
+        **probes,
+    }
     path = bench.folder / f"monitor-{name}.toml"
-    path.write_text(text, encoding="utf-8")
+    write_settings(path, addresses, {}, monitor_own=own)
     return await bench.start(f"monitor-{name}", "services.load_monitor", "--config", str(path))
 
 
