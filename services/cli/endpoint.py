@@ -10,6 +10,7 @@ from router.fleet import EndpointProtocol
 from services.cli.options import ConfigOption, JsonOption, MeshOption, MonitorOption
 from services.cli.output import console, note, print_json, table
 from services.common.addresses import parse_address
+from services.common.enum_names import name_of
 from services.common.times import duration_of
 from services.local.calls import call
 from services.local.errors import InputError
@@ -108,12 +109,11 @@ def remove(
 
 def endpoint_facts(state: system_state_pb2.EndpointState) -> dict[str, Any]:
     """What a table or JSON shows of an endpoint."""
-    health = common_pb2.EndpointHealth.Name(state.health).removeprefix("ENDPOINT_HEALTH_")
     return {
         "endpoint": state.endpoint.endpoint,
         "address": state.endpoint.address,
         "device": state.endpoint.device or state.endpoint.endpoint,
-        "health": health.lower(),
+        "health": name_of(common_pb2.EndpointHealth, state.health),
         "reason": state.reason,
         "ramp_weight": state.ramp_weight,
         "tiers": {

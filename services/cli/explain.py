@@ -11,6 +11,7 @@ from router.pressure import FLOOR
 from services.cli.options import ConfigOption, JsonOption, MeshOption, RouterOption
 from services.cli.output import console, print_json, table
 from services.common import priorities
+from services.common.enum_names import name_of
 from services.common.times import seconds_of
 from services.local.calls import call
 from services.local.errors import CommandError, InputError
@@ -124,9 +125,7 @@ def _candidate_name(candidate: common_pb2.Candidate) -> str:
 
 def _stay_name(stay: common_pb2.ConversationStay.ValueType) -> str:
     """Returns what became of a conversation as one word; empty if there was none."""
-    if not stay:
-        return ""
-    return common_pb2.ConversationStay.Name(stay).removeprefix("CONVERSATION_STAY_").lower()
+    return name_of(common_pb2.ConversationStay, stay) if stay else ""
 
 
 def _priority_facts(reply: pb.ExplainDecisionResponse) -> dict[str, Any]:

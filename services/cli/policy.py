@@ -16,6 +16,7 @@ from services.cli.files import read_bytes, shipped_file
 from services.cli.options import ConfigOption, JsonOption, MeshOption, RouterOption, TrainerOption
 from services.cli.output import console, note, print_json, table
 from services.cli.policy_facts import snapshot_facts
+from services.common.enum_names import name_of
 from services.local.calls import call
 from services.local.errors import CommandError, InputError
 from services.local.learned import SNAPSHOT_SUFFIX
@@ -421,15 +422,14 @@ def _info(info: trainer_pb.PolicyInfo) -> dict[str, Any]:
 
 
 def _stage(stage: trainer_pb.PolicyStage.ValueType) -> str:
-    name = trainer_pb.PolicyStage.Name(stage).removeprefix("POLICY_STAGE_").lower()
-    return name.replace("_", " ")
+    return name_of(trainer_pb.PolicyStage, stage).replace("_", " ")
 
 
 def _step(step: trainer_pb.RolloutStep) -> str:
     """Returns a step as a line: when, where to, by which verdict, why."""
     when = step.step_time.ToDatetime(datetime.UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-    verdict = trainer_pb.RolloutVerdict.Name(step.verdict).removeprefix("ROLLOUT_VERDICT_")
-    found = "" if not step.verdict else f" ({verdict.lower().replace('_', ' ')})"
+    verdict = name_of(trainer_pb.RolloutVerdict, step.verdict).replace("_", " ")
+    found = f" ({verdict})" if step.verdict else ""
     return f"{when} {_stage(step.stage)}{found}: {step.reason}"
 
 
@@ -446,7 +446,7 @@ def _rollout(info: trainer_pb.RolloutInfo) -> dict[str, Any]:
 
 
 def _watch(info: trainer_pb.WatchInfo) -> dict[str, Any]:
-    stage = trainer_pb.WatchStage.Name(info.stage).removeprefix("WATCH_STAGE_").lower()
+    stage = name_of(trainer_pb.WatchStage, info.stage)
     left_s = (info.end_time.ToDatetime(datetime.UTC) - _now()).total_seconds()
     return {
         "activation": info.activation,

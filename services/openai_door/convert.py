@@ -10,6 +10,7 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 
 from services.common import slo_kinds
+from services.common.enum_names import name_of
 from services.common.priorities import MESSAGE
 from services.common.times import seconds_of, set_duration
 from services.openai_door.errors import Headers
@@ -19,7 +20,6 @@ from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 
 _MAY_BE_UNSAID = ("first_token", "queue", "prefill", "decode", "hop")
 """Timings of an answer without a token, or of a router of an earlier version, may lack them."""
-_STEP_DOWN_PREFIX, _STAY_PREFIX = "STEP_DOWN_REASON_", "CONVERSATION_STAY_"
 _FINISHED = "stop"
 """Said where a tier does not say why it stopped: OpenAI's clients need one of few words."""
 _BREAK = b"\n\n"
@@ -106,17 +106,13 @@ def headers_of(completion: pb2.Completion) -> Headers:
 
 
 def _step_down(completion: pb2.Completion) -> str | None:
-    if not completion.step_down_reason:
-        return None
-    name = common_pb2.StepDownReason.Name(completion.step_down_reason)
-    return name.removeprefix(_STEP_DOWN_PREFIX).lower()
+    reason = completion.step_down_reason
+    return name_of(common_pb2.StepDownReason, reason) if reason else None
 
 
 def _stay(completion: pb2.Completion) -> str | None:
-    if not completion.conversation_stay:
-        return None
-    name = common_pb2.ConversationStay.Name(completion.conversation_stay)
-    return name.removeprefix(_STAY_PREFIX).lower()
+    stay = completion.conversation_stay
+    return name_of(common_pb2.ConversationStay, stay) if stay else None
 
 
 @dataclass(slots=True, kw_only=True)

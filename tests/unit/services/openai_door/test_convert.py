@@ -116,3 +116,13 @@ def test_a_stream_of_a_completion_has_texts() -> None:
     first, last, _ = events(pieces.text("a") + pieces.last(completion(), ELAPSED_S))
     assert first["choices"][0]["text"] == "a"
     assert (last["choices"][0]["text"], last["object"]) == ("", "text_completion")
+
+
+def test_what_a_later_router_says_is_told_by_its_number() -> None:
+    """Routers may be renewed before the door: an answer that is there is given."""
+    later = completion(conversation_stay=98)
+    later.step_down_reason = 99  # type: ignore[assignment]
+    found = json.loads(envelope().whole(pb2.GenerateResponse(completion=later), ELAPSED_S))
+    assert found["tiercel"]["step_down_reason"] == "99"
+    assert found["tiercel"]["conversation_stay"] == "98"
+    assert (b"x-tiercel-step-down-reason", b"99") in headers_of(later)
