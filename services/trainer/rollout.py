@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from router.sequential import Judgement, Plan
 from services.common.clock import Clock
@@ -57,6 +57,20 @@ _LONGEST_REASON = 1_000
 
 Promote = Callable[[ActivationNote | None], Coroutine[Any, Any, Promotion]]
 """Activates a policy with what is to be noted in one step with it."""
+
+
+class _Before(NamedTuple):
+    """What was known before an activation.
+
+    Attributes:
+        state: of the rollout, its pin, its watch and the gate's anchor.
+        activation: number of the activation before.
+        policy: name and version of what was active.
+    """
+
+    state: RolloutState
+    activation: int
+    policy: tuple[str, str]
 
 
 class NoRolloutError(FailedPreconditionError):
@@ -284,20 +298,33 @@ class Rollouts:
         return await asyncio.shield(task)
 
     async def _follow(self, promote: Promote, *, by_hand: bool, is_watched: bool) -> Promotion:
-        served, was_pinned = self._registry.present, bool(self.pin)
-        former = self.watches.state
+        before = self._before()
         note: ActivationNote | None = _pinned if by_hand else None
         if is_watched:
             note = self.watches.noting()
         try:
             promotion = await promote(note)
         except RoutersRefusedError:
-            if was_pinned and self._registry.present == served:
-                # What was pinned is active again, under another number.
-                await self._registry.change_rollout(partial(_pin, self._registry.activation, True))
+            await self._undo(before)
             raise
-        await self.on_activation(promotion, by_hand=by_hand, is_watched=is_watched, former=former)
+        await self.on_activation(
+            promotion, by_hand=by_hand, is_watched=is_watched, former=before.state.watch
+        )
         return promotion
+
+    def _before(self) -> _Before:
+        """Returns what is known before something is activated."""
+        registry = self._registry
+        return _Before(registry.rollout, registry.activation, registry.present)
+
+    async def _undo(self, before: _Before) -> None:
+        """Takes back what was noted with an activation that routers refused.
+
+        What was active before is active again, under another number.
+        """
+        if self._registry.present == before.policy:
+            change = partial(_as_before, before, self._registry.activation)
+            await self._registry.change_rollout(change)
 
     def _note_end(self, task: asyncio.Task[Promotion]) -> None:
         self._begun.discard(task)
@@ -468,10 +495,11 @@ class Rollouts:
     async def _activate(
         self, state: RolloutState, found: Finding, promoting: Coroutine[Any, Any, Promotion]
     ) -> None:
-        former = self.watches.state
+        before = self._before()
         try:
             promotion = await promoting
         except RoutersRefusedError as error:
+            await self._undo(before)
             await self._step(state, Stage.REJECTED, Verdict.WORSE, str(error))
         except DomainError as error:
             # Somebody was faster, or took the policy away: what they did stands.
@@ -480,7 +508,9 @@ class Rollouts:
             done = replace(state, activation=promotion.activation)
             await self._step(done, Stage.ACTIVE, found.verdict, found.text)
             if promotion.active is not None:
-                await self.watches.begin(promotion.active, self._registry.replaced, former)
+                await self.watches.begin(
+                    promotion.active, self._registry.replaced, before.state.watch
+                )
 
     def _check_open(self, state: RolloutState) -> None:
         """Raises RolloutHeldError if the canary's test had ended before the pause."""
@@ -548,6 +578,22 @@ def _pin(activation: int, by_hand: bool, state: RolloutState) -> RolloutState:
     if state.pinned_activation > activation:
         return state
     return replace(state, pinned_activation=activation if by_hand else -1)
+
+
+def _as_before(before: _Before, activation: int, state: RolloutState) -> RolloutState:
+    """Returns a state in which pin, watch and anchor are those before an activation."""
+    was, pinned, watch = before.state, state.pinned_activation, state.watch
+    if was.pinned_activation == before.activation:
+        pinned = activation
+    if watch.activation != was.watch.activation:
+        watch = was.watch
+    return replace(
+        state,
+        pinned_activation=pinned,
+        watch=watch,
+        anchor=was.anchor,
+        anchor_version=was.anchor_version,
+    )
 
 
 def _pinned(state: RolloutState, active: ActivePolicy, _replaced: tuple[str, str]) -> RolloutState:

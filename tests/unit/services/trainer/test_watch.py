@@ -12,7 +12,7 @@ from services.common.errors import AbortedError
 from services.trainer.convert import decode_rollout, encode_rollout
 from services.trainer.mesh_view import RouterSeen
 from services.trainer.model import RolloutStep, Stage, WatchStage
-from services.trainer.promotion import Promotion
+from services.trainer.promotion import Promotion, RoutersRefusedError
 from services.trainer.rollout_verdicts import Verdict
 from tests.unit.services.trainer.rollouts import Bench, canary
 
@@ -259,6 +259,33 @@ async def test_a_promotion_at_once_is_told_once(bench: WatchBench) -> None:
     ):
         record, _ = await bench.registry.get("dqn", version)
         assert [step.stage for step in record.steps] == stages
+
+
+async def test_what_routers_refuse_was_never_watched(bench: WatchBench) -> None:
+    """The watch that it cut short ends, and is told of."""
+    versions = [await bench.over.publish(number) for number in (1, 2)]
+    await bench.activate("dqn", versions[0], by_hand=False, is_watched=True)
+    bench.mesh.activation, bench.mesh.refusal = 2, "SNAPSHOT_SCHEMA_MISMATCH"
+    with pytest.raises(RoutersRefusedError):
+        await bench.activate("dqn", versions[1], by_hand=False, is_watched=True)
+    await bench.rollouts.look()
+    state = bench.rollouts.watches.state
+    assert (state.activation, state.stage) == (1, WatchStage.ENDED)
+    assert (bench.watch_steps("under_way"), bench.watch_steps("ended")) == (1.0, 1.0)
+    for version, stages in ((versions[0], [Stage.ACTIVE, Stage.PROPOSED]), (versions[1], [])):
+        record, _ = await bench.registry.get("dqn", version)
+        assert [step.stage for step in record.steps] == stages
+
+
+async def test_what_routers_refuse_is_no_anchor(bench: WatchBench) -> None:
+    """Whoever pinned it has pinned nothing: the gate compares with what it compared with before."""
+    versions = [await bench.over.publish(number) for number in (1, 2)]
+    await bench.activate("dqn", versions[0], by_hand=True)
+    bench.mesh.activation, bench.mesh.refusal = 2, "SNAPSHOT_SCHEMA_MISMATCH"
+    with pytest.raises(RoutersRefusedError):
+        await bench.activate("dqn", versions[1], by_hand=True)
+    assert bench.registry.rollout.anchor_version == versions[0]
+    assert bench.rollouts.pin == "activation 3 was made by hand"
 
 
 async def test_a_watch_that_begins_is_not_told_as_ended(bench: WatchBench) -> None:
