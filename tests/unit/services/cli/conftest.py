@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import pathlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import grpc.aio
 import pytest
 
 from tests.fakes.router import FakeRouter, serve
 from tests.fakes.triton import FakeTriton
+from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as monitor_grpc
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +43,24 @@ def router(aside: asyncio.AbstractEventLoop) -> Iterator[tuple[FakeRouter, str]]
     server, address = asyncio.run_coroutine_threadsafe(serve(fake), aside).result()
     yield fake, address
     asyncio.run_coroutine_threadsafe(server.stop(0), aside).result()
+
+
+@pytest.fixture
+def serve_monitor(aside: asyncio.AbstractEventLoop) -> Iterator[Callable[[Any], str]]:
+    """Serves a fake monitor until the end of the test; returns its address."""
+    servers: list[grpc.aio.Server] = []
+
+    async def start(fake: Any) -> str:
+        server = grpc.aio.server()
+        monitor_grpc.add_LoadMonitorServiceServicer_to_server(fake, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        servers.append(server)
+        return f"127.0.0.1:{port}"
+
+    yield lambda fake: asyncio.run_coroutine_threadsafe(start(fake), aside).result()
+    for server in servers:
+        asyncio.run_coroutine_threadsafe(server.stop(0), aside).result()
 
 
 @pytest.fixture

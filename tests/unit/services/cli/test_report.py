@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
-import grpc
-import grpc.aio
 import pytest
 
 from services.cli.app import run
@@ -57,20 +54,10 @@ class FakeMonitor(pb_grpc.LoadMonitorServiceServicer):
 
 
 @pytest.fixture
-def monitor(aside: asyncio.AbstractEventLoop) -> Iterator[tuple[FakeMonitor, str]]:
+def monitor(serve_monitor: Callable[[Any], str]) -> tuple[FakeMonitor, str]:
     """A fake monitor and its address."""
-    fake: Any = FakeMonitor()  # type: ignore[abstract]
-
-    async def start() -> tuple[grpc.aio.Server, str]:
-        server = grpc.aio.server()
-        pb_grpc.add_LoadMonitorServiceServicer_to_server(fake, server)
-        port = server.add_insecure_port("127.0.0.1:0")
-        await server.start()
-        return server, f"127.0.0.1:{port}"
-
-    server, address = asyncio.run_coroutine_threadsafe(start(), aside).result()
-    yield fake, address
-    asyncio.run_coroutine_threadsafe(server.stop(0), aside).result()
+    fake = FakeMonitor()  # type: ignore[abstract]
+    return fake, serve_monitor(fake)
 
 
 def test_a_report_says_what_was_saved_and_what_it_cost(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import grpc
-import grpc.aio
+import grpc
 import pytest
 
 from services.cli.app import run
@@ -62,20 +61,10 @@ class FakeMonitor(pb_grpc.LoadMonitorServiceServicer):
 
 
 @pytest.fixture
-def monitor(aside: asyncio.AbstractEventLoop) -> Iterator[tuple[FakeMonitor, str]]:
+def monitor(serve_monitor: Callable[[Any], str]) -> tuple[FakeMonitor, str]:
     """A fake monitor and its address."""
-    fake: Any = FakeMonitor()  # type: ignore[abstract]
-
-    async def start() -> tuple[grpc.aio.Server, str]:
-        server = grpc.aio.server()
-        pb_grpc.add_LoadMonitorServiceServicer_to_server(fake, server)
-        port = server.add_insecure_port("127.0.0.1:0")
-        await server.start()
-        return server, f"127.0.0.1:{port}"
-
-    server, address = asyncio.run_coroutine_threadsafe(start(), aside).result()
-    yield fake, address
-    asyncio.run_coroutine_threadsafe(server.stop(0), aside).result()
+    fake = FakeMonitor()  # type: ignore[abstract]
+    return fake, serve_monitor(fake)
 
 
 def test_a_target_is_set_for_a_time_and_given_back(
