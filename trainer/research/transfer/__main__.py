@@ -23,6 +23,7 @@ from trainer.evaluation.jobs import Context, Runner
 from trainer.evaluation.policies import baseline, learned
 from trainer.evaluation.seeds import evaluation_seeds
 from trainer.learning.offline.config import Budget
+from trainer.research.studies import add_study_options
 from trainer.research.transfer.study import (
     SHIPPED,
     TRAINED,
@@ -39,7 +40,6 @@ from trainer.research.transfer.worlds import DEVICES, World, worlds_of
 from trainer.research.tuning import (
     TuningError,
     add_profile_options,
-    add_study_options,
     profile_of,
     run_command,
 )

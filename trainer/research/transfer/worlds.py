@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from router.catalog import QualityTable
 from router.profile import LatencyProfile
@@ -93,7 +94,8 @@ def _with_one_between(
         return math.sqrt(getattr(low_costs, name) * getattr(high_costs, name))
 
     costs = ("step_s", "per_sequence_s", "per_prompt_token_s", "overhead_s")
-    between = replace(low_costs, **{name: mean(name) for name in costs})
+    means: dict[str, Any] = {name: mean(name) for name in costs}
+    between = replace(low_costs, **means)
     tiers = {low: low_costs, "between": between, high: high_costs, **dict(rest)}
     rows = {
         task: {**row, "between": 0.5 * (row[low] + row[high])}

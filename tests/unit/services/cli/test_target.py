@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc
-import grpc
 import pytest
 
 from services.cli.app import run

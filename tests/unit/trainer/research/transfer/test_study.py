@@ -81,7 +81,8 @@ def test_all_policies_of_a_case_answer_the_same_requests() -> None:
 
 def test_a_snapshot_is_trained_once(tmp_path: Path) -> None:
     """It lies in the folder then; another world's is refused."""
-    known, said = worlds(), []
+    known = worlds()
+    said: list[str] = []
     budget = Budget(seconds=0.0, rounds=2)
     blob = study.trained_for(known["reference tiers"], tmp_path, budget, said.append, TINY)
     assert said[-1] == "reference tiers: done 100 %"
