@@ -79,9 +79,9 @@ def revoke(
 
 
 def _read(file: pathlib.Path, *, may_miss: bool = False) -> tuple[Key, ...]:
-    if may_miss and not file.exists():
-        return ()
     try:
+        if may_miss and not (file.exists() and file.stat().st_size):
+            return ()
         return read_keys(file)
     except KeyFileError as error:
         raise InputError(str(error)) from None

@@ -156,9 +156,9 @@ def details_of(error: Any) -> ErrorDetails:
     """Reads the google.rpc details of a failed call; unreadable ones count as none."""
     try:
         status = rpc_status.from_call(error)
-    except (DecodeError, ValueError):
+        return _unpack(status) if status is not None else ErrorDetails()
+    except (DecodeError, ValueError, OverflowError):  # the last for a delay of thousands of years
         return ErrorDetails()
-    return _unpack(status) if status is not None else ErrorDetails()
 
 
 def _unpack(status: status_pb2.Status) -> ErrorDetails:

@@ -83,13 +83,19 @@ def read_keys(path: Path) -> tuple[Key, ...]:
         KeyFileError: It cannot be read or is wrong; every mistake is named.
     """
     try:
-        rows = parse_toml(read_text(path, _LARGEST_FILE_BYTES), str(path)).get("keys", [])
+        table = parse_toml(read_text(path, _LARGEST_FILE_BYTES), str(path))
     except OSError as error:
         raise KeyFileError([f"{path}: cannot be read: {error.strerror or error}"]) from None
     except UnicodeDecodeError:
         raise KeyFileError([f"{path}: is not valid UTF-8"]) from None
     except InvalidFileError as error:
         raise KeyFileError([f"{path}: {problem}" for problem in error.problems]) from None
+    if table.keys() != {"keys"}:
+        # One that is empty is being written just now, by a program that empties it first.
+        found = ", ".join(map(shown, table)) or "nothing"
+        problem = f"must hold [[keys]], or keys = [] for none, and nothing else (has {found})"
+        raise KeyFileError([f"{path}: {problem}"])
+    rows = table["keys"]
     if not isinstance(rows, list) or len(rows) > _MOST_KEYS:
         raise KeyFileError([f"{path}: keys: must be at most {_MOST_KEYS} tables [[keys]]"])
     problems = [f"{path}: {each}" for index, row in enumerate(rows) for each in _wrong(index, row)]

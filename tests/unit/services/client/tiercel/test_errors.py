@@ -6,6 +6,8 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2, status_pb2
 
 from tests.fakes.router import FakeRouter, abort, serve
 from tiercel import (
@@ -43,12 +45,33 @@ async def test_invalid_argument_names_the_fields() -> None:
     await server.stop(0)
 
 
-async def test_unreadable_details_count_as_none() -> None:
+def _details(*details: tuple[str, bytes]) -> bytes:
+    """A status with details of these types and bytes."""
+    status = status_pb2.Status(code=grpc.StatusCode.NOT_FOUND.value[0], message="no such task")
+    for name, value in details:
+        status.details.add(type_url=f"type.googleapis.com/google.rpc.{name}", value=value)
+    return status.SerializeToString()
+
+
+LATER = error_details_pb2.RetryInfo(retry_delay=Duration(seconds=2**62))
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        b"\xff\xff",
+        _details(("ErrorInfo", b"\xff\xff")),
+        _details(("BadRequest", b"\x0a\x7f")),
+        _details(("RetryInfo", LATER.SerializeToString())),
+    ],
+    ids=["none", "info", "violations", "delay"],
+)
+async def test_unreadable_details_count_as_none(details: bytes) -> None:
     """Garbage in the trailing metadata does not hide the failure behind another."""
 
     class Garbled(FakeRouter):
         async def Generate(self, request: Any, context: Any) -> Any:
-            context.set_trailing_metadata((("grpc-status-details-bin", b"\xff\xff"),))
+            context.set_trailing_metadata((("grpc-status-details-bin", details),))
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such task")
 
     server, address = await serve(Garbled())

@@ -116,6 +116,16 @@ def test_a_file_that_is_missing_is_one_line(tmp_path: Path) -> None:
         KeyRing(tmp_path / "none.toml", monotonic_s=lambda: 0.0, log=get_logger("test"))
 
 
+@pytest.mark.parametrize("text", ["", "[[key]]\nid = 'x'\n", "keys = []\nmore = 1\n"])
+def test_a_file_that_says_nothing_of_keys_takes_none_away(rig: Rig, text: str) -> None:
+    """An editor may empty it before it writes, and a slip in a table's name is no wish."""
+    rig.path.write_text(text)
+    with pytest.raises(KeyFileError, match=r"must hold \[\[keys\]\], or keys = \[\] for none"):
+        read_keys(rig.path)
+    write_keys(rig.path, [])
+    assert read_keys(rig.path) == ()
+
+
 def test_a_link_to_a_file_of_keys_stays_one(rig: Rig) -> None:
     """Who reads the file that it names hears of a revoked key."""
     link = rig.path.with_name("link.toml")
