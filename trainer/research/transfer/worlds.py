@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from router.catalog import QualityTable
 from router.profile import LatencyProfile
 from router.types import Task
+from trainer.research.tuning import TuningError
 from trainer.simulation.scenarios import Mesh, default_lengths
 from trainer.simulation.setting import Setting, shared_fleet_setting
 
@@ -64,7 +64,13 @@ class World:
 def worlds_of(
     profile: LatencyProfile, quality: QualityTable, measured: tuple[LatencyProfile, QualityTable]
 ) -> list[World]:
-    """Returns the worlds, made of the profile that the snapshot knows and of a measured one."""
+    """Returns the worlds, made of the profile that the snapshot knows and of a measured one.
+
+    Raises:
+        TuningError: the profile has no ladder.
+    """
+    if len(profile.tiers) < 2:
+        raise TuningError(f"profile {profile.name!r} must have two tiers or more")
     small, *_, large = profile.tiers
     return [
         *(World(f"{n} device{'s'[: n > 1]}", profile, quality, n) for n in SIZES),
@@ -90,12 +96,13 @@ def _with_one_between(
     """
     (low, low_costs), (high, high_costs), *rest = profile.tiers.items()
 
-    def mean(name: str) -> float:
-        return math.sqrt(getattr(low_costs, name) * getattr(high_costs, name))
-
-    costs = ("step_s", "per_sequence_s", "per_prompt_token_s", "overhead_s")
-    means: dict[str, Any] = {name: mean(name) for name in costs}
-    between = replace(low_costs, **means)
+    between = replace(
+        low_costs,
+        step_s=math.sqrt(low_costs.step_s * high_costs.step_s),
+        per_sequence_s=math.sqrt(low_costs.per_sequence_s * high_costs.per_sequence_s),
+        per_prompt_token_s=math.sqrt(low_costs.per_prompt_token_s * high_costs.per_prompt_token_s),
+        overhead_s=math.sqrt(low_costs.overhead_s * high_costs.overhead_s),
+    )
     tiers = {low: low_costs, "between": between, high: high_costs, **dict(rest)}
     rows = {
         task: {**row, "between": 0.5 * (row[low] + row[high])}
