@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Iterable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from router import safety
-from router.decision import Board
 from router.desk import Asked
 from router.fleet import Fleet
 from router.policies.scores import Query
@@ -159,10 +159,16 @@ class SecondChance:
         """
         if self._limits is None or job.has_sent or job.retry_count >= self._max_retries:
             return None
-        found = self._in_order(job, target, failed, broken)
-        if not found or not self._budget.take(spare=may_be_at_fault):
+        allowed_C, rank = self._ranking(job, target, broken)
+        targets = self._view.fleet.targets
+        rows = [
+            row
+            for row in np.flatnonzero(allowed_C).tolist()
+            if targets[row].candidate not in failed
+        ]
+        if not rows or not self._budget.take(spare=may_be_at_fault):
             return None
-        return found[0]
+        return targets[min(rows, key=rank)]
 
     def alternatives(
         self, job: Job, target: Target, among: Iterable[tuple[str, str]]
@@ -178,62 +184,42 @@ class SecondChance:
         """
         if self._limits is None or not self._max_retries:
             return []
-        fleet, seen, draw, most_s = self._look(job)
-        targets, availability_C = self._view.fleet.targets, fleet.arrays.availability_C
-        found = []
-        # As `_in_order`, but mostly a few: one by one that takes a quarter of the time.
-        for candidate in among:
-            row = fleet.row.get(candidate, -1)
-            if row < 0 or not seen.allowed_C.item(row):
-                continue
-            step = target.tier_index - targets[row].tier_index
-            rank = step if step >= 0 else len(fleet.tiers) - step
-            is_broken = targets[row].address == target.address
-            is_spared = availability_C.item(row) <= draw
-            predicted_s = seen.decided.predicted_s_C.item(row)
-            found.append((is_broken, predicted_s > most_s, is_spared, rank, predicted_s, row))
-        return [targets[row] for *_, row in sorted(found)]
+        allowed_C, rank = self._ranking(job, target, frozenset({target.address}))
+        row_of, targets = self._view.fleet.latest.row, self._view.fleet.targets
+        rows = [row_of[candidate] for candidate in among if candidate in row_of]
+        return [targets[row] for row in sorted(rows, key=rank) if allowed_C[row]]
 
-    def _in_order(
-        self,
-        job: Job,
-        target: Target,
-        failed: frozenset[tuple[str, str]],
-        broken: frozenset[str],
-    ) -> list[Target]:
-        """Returns usable targets, those that failed aside: tier itself, downwards, upwards.
+    def _ranking(
+        self, job: Job, target: Target, broken: frozenset[str]
+    ) -> tuple[NDArray[np.bool_], Callable[[int], tuple[float, ...]]]:
+        """Returns which candidates may take a request now, and what puts them in order.
 
-        Those that would miss a hard deadline come behind the others: nobody rescues a retry.
-        A candidate that comes back and is not due its share comes behind all others, as a request
-        in need takes whatever is open; those at a server that is broken come behind these.
-        """
-        fleet, seen, draw, most_s = self._look(job)
-        for candidate in failed:
-            if candidate in fleet.row:
-                seen.allowed_C[fleet.row[candidate]] = False
-        rows_R, targets = np.flatnonzero(seen.allowed_C), self._view.fleet.targets
-        is_broken_R = [targets[row].address in broken for row in rows_R.tolist()]
-        is_spared_R = fleet.arrays.availability_C[rows_R] <= draw
-        step_R = target.tier_index - fleet.arrays.tier_C[rows_R]
-        rank_R = np.where(step_R >= 0, step_R, len(fleet.tiers) - step_R)
-        predicted_s_R = seen.decided.predicted_s_C[rows_R]
-        is_late_R = predicted_s_R > most_s
-        order_R = np.lexsort(
-            (predicted_s_R, rank_R, is_spared_R, is_late_R, np.array(is_broken_R, bool))
-        )
-        return [targets[row] for row in rows_R[order_R].tolist()]
-
-    def _look(self, job: Job) -> tuple[Fleet, Board, float, float]:
-        """Returns the fleet, what policies see of a request now, its draw for ramps, and its time.
-
-        The last is what is left to its deadline, seconds; infinite where late is better than worse.
+        The same tier comes first, then those below, then those above. Those that would miss a hard
+        deadline come behind the others: nobody rescues a retry. A candidate that comes back and is
+        not due its share comes behind all others, as a request in need takes whatever is open;
+        those at a server that is broken come behind these.
         """
         view, now_s = self._view, self._monotonic_s()
         fleet, draw = view.current_fleet(now_s), float(self._rng.random())
         slack_s = job.deadline_s - now_s
         seen = view.desk(now_s).look(_asked(job, slack_s, fleet))
-        is_hard = job.request.reward_kind is RewardKind.HARD
-        return fleet, seen, draw, slack_s if is_hard else math.inf
+        predicted_s_C, availability_C = seen.decided.predicted_s_C, fleet.arrays.availability_C
+        late_s = slack_s if job.request.reward_kind is RewardKind.HARD else math.inf
+        targets, tier_count = view.fleet.targets, len(fleet.tiers)
+
+        def rank(row: int) -> tuple[float, ...]:
+            other, predicted_s = targets[row], predicted_s_C.item(row)
+            step = target.tier_index - other.tier_index
+            return (
+                other.address in broken,
+                predicted_s > late_s,
+                availability_C.item(row) <= draw,
+                step if step >= 0 else tier_count - step,
+                predicted_s,
+                row,
+            )
+
+        return seen.allowed_C, rank
 
 
 def _asked(job: Job, slack_s: float, fleet: Fleet) -> Asked:

@@ -128,20 +128,26 @@ async def test_a_failed_request_goes_down_where_its_tier_has_no_other_endpoint()
 
 @scenario
 async def test_alternatives_are_put_in_order_as_retries_are() -> None:
-    """Those that could take the request, with the same tier first and the sooner one before."""
+    """Other servers, then the same tier, the ones below, the ones above; the sooner one before."""
     rig = make_rig(endpoint_count=3)
     chance, fleet, dice = rig.core.second_chance, rig.core.view.fleet, random.Random(5)
     for number in range(40):
         rig.core.view.load.ledger.dispatch(number, dice.choice(fleet.candidates), 5.0, 20.0)
-    job = rig.job()
+    job = rig.job(deadline_s=10.0)
     for target in fleet.targets:
-        among = {*dice.sample(fleet.candidates, 6)} - {target.candidate}
-        every = chance._in_order(
-            job, target, frozenset({target.candidate}), frozenset({target.address})
-        )
+        among = {*fleet.candidates} - {target.candidate}
         found = chance.alternatives(job, target, among)
-        assert found == [each for each in every if each.candidate in among]
-        assert len(found) >= 5
+        assert {each.candidate for each in found} == among
+        assert [each.address == target.address for each in found] == [False] * 6 + [True] * 2
+        at = target.tier_index
+        tiers = [at, *range(at - 1, -1, -1), *range(at + 1, 3)]
+        assert [each.tier_index for each in found[:6]] == [tier for tier in tiers for _ in range(2)]
+        failed, broken = frozenset({target.candidate}), frozenset({target.address})
+        assert chance.retry_target(job, target, failed, broken) is found[0]
+        assert chance.alternatives(job, target, [found[4].candidate, found[1].candidate]) == [
+            found[1],
+            found[4],
+        ]
 
 
 @pytest.mark.parametrize(("task", "tier"), [("hard", "medium"), ("soft", "large")])
