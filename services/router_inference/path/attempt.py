@@ -147,13 +147,23 @@ class AttemptParts:
 
 
 class AttemptRun:
-    """One dispatch of a job to one target."""
+    """One dispatch of a job to one target.
+
+    It waits for one of these, in `_ended`; what came first counts, and an answer that comes before
+    the wait is over takes the place of what ended it:
+
+    | what | how it is kept |
+    |---|---|
+    | the tier's answer is complete, or failed | `_has_answered`, with `_failure` or without |
+    | the deadline | none of the others |
+    | a rescue is due | `rescue` |
+    | its candidate is left alone for its silence | `_failure`, without `_has_answered` |
+    """
 
     __slots__ = (
         "_ended",
         "_failure",
         "_has_answered",
-        "_is_given_up",
         "_is_paced",
         "_key",
         "_look",
@@ -182,7 +192,6 @@ class AttemptRun:
         self._has_answered = False
         self._failure: Exception | None = None
         self._look_due_s = 0.0
-        self._is_given_up = False
         self._look: asyncio.TimerHandle | None = None
         self._is_paced = job.request.slo_kind is SloKind.PER_TOKEN
         self._key = (choice.sequence, len(job.attempts))
@@ -235,7 +244,7 @@ class AttemptRun:
             raise
         except TierError as error:
             attempt.result = error.reason
-            if not self._is_given_up:  # else its silence is counted already
+            if error.reason != SILENT:  # which is counted already
                 self._blame(error)
             raise
         except BaseException:
@@ -285,11 +294,9 @@ class AttemptRun:
             await self._ended
             if self._has_answered:
                 self.rescue = None  # the end came while the rescue was being arranged
-                if self._failure is not None:
-                    self._raise_failure(self._failure)
-            elif self._is_given_up:
-                raise TierUnavailableError(SILENT, "nothing came, and it is left alone for that")
-            elif self.rescue is None:
+            if self._failure is not None:
+                self._raise_failure(self._failure)
+            if not self._has_answered and self.rescue is None:
                 raise TierDeadlineError(REASON_DEADLINE, "the deadline came")
         finally:
             cutoff.cancel()
@@ -377,11 +384,12 @@ class AttemptRun:
         # This comes before what measures how late the loop is, and before what lies unread.
         if self._parts.monotonic_s() - self._look_due_s <= _DEAF_S:
             self._blame_silence()
-            self._is_given_up = self.target.breaker.is_silent
-        if self._is_given_up:
-            self._wake()
-        else:
-            self._look_after(_LOOK_AGAIN_S)
+            if self.target.breaker.is_silent:
+                text = "nothing came, and it is left alone for that"
+                self._failure = TierUnavailableError(SILENT, text)
+                self._wake()
+                return
+        self._look_after(_LOOK_AGAIN_S)
 
     def _blame(self, error: TierError) -> None:
         """Counts a failure of the endpoint, not of the request or of its queue.

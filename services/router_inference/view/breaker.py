@@ -50,7 +50,23 @@ _DOUBT_SHARE = 0.002
 
 
 class Breaker:
-    """Failures of one candidate: closed -> ejected -> one probe at a time -> ramp -> closed."""
+    """Failures of one candidate, and what share of its traffic it gets.
+
+    | state | share | goes on as |
+    |---|---|---|
+    | closed | all | ejected, after several failures without a complete answer between them |
+    | ejected | none | probing, after `eject_s`, which doubles with every failed probe |
+    | probing | one request at a time | ramping, at a token of it; ejected, if it fails |
+    | ramping | a tenth, then more | closed, after `ramp_s`; ejected, at a failure |
+
+    Two kinds of failures are not plain. Silence is a failure only where nobody else had a word for
+    `silent_eject_s`. Of a failure that may be the request's own fault a doubt stays: what such
+    failures eject keeps a small share, and any token of it begins the ramp.
+
+    Who dispatches a request says so (`on_dispatch`), and later how it went: `on_answer`,
+    `on_failure`, `on_silence` or `on_unknown`. A probe of which that is not said has no end, and is
+    followed by no other.
+    """
 
     __slots__ = (
         "_asked_s",
