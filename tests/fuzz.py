@@ -115,7 +115,7 @@ def main() -> int:
         print(
             f"examples added to {', '.join(sorted(set(kept)))}: mend what they found, commit both"
         )
-    return 1 if bad_rounds else 0
+    return 1 if bad_rounds or not total + failed_count else 0
 
 
 if __name__ == "__main__":

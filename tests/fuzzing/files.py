@@ -227,7 +227,7 @@ def main() -> int:
         f"{total:,} inputs of {len(tallies)} readers in {time.monotonic() - started_s:.0f} s,"
         f" seed {arguments.seed}: {len(problems)} problems"
     )
-    return 1 if problems else 0
+    return 1 if problems or not total else 0
 
 
 if __name__ == "__main__":

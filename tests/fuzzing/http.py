@@ -241,7 +241,7 @@ def main() -> int:
         f"{report.statuses.total():,} requests in {time.monotonic() - started_s:.0f} s, seed"
         f" {given.seed}: {len(report.problems)} problems; {dict(report.statuses)}"
     )
-    return 1 if report.problems else 0
+    return 1 if report.problems or not report.statuses else 0
 
 
 if __name__ == "__main__":

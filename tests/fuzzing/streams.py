@@ -545,7 +545,7 @@ def main() -> int:
         f"{report.ends.total():,} answers in {time.monotonic() - started_s:.0f} s, seed"
         f" {given.seed}: {len(report.problems)} problems; {dict(report.ends)}"
     )
-    return 1 if report.problems else 0
+    return 1 if report.problems or not report.ends else 0
 
 
 if __name__ == "__main__":

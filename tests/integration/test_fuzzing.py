@@ -195,6 +195,27 @@ def test_a_reader_that_refuses_what_is_right_is_told() -> None:
     assert tally.problems == ["stale: a right input: refused by ValueError"]
 
 
+@pytest.mark.parametrize(
+    ("module", "name", "report"),
+    [(http, "run", http.Report()), (streams, "fuzz", streams.Report())],
+)
+def test_a_run_that_sent_nothing_is_no_success(
+    module: Any, name: str, report: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is where the time was up before it began."""
+    monkeypatch.setattr(module, name, AsyncMock(return_value=report))
+    monkeypatch.setattr(sys, "argv", ["fuzz", "--seconds", "0"])
+    assert module.main() == 1
+
+
+def test_rounds_that_draw_nothing_are_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where no test of the given paths draws."""
+    monkeypatch.setattr(rounds, "run_round", lambda *_: (0, 0, set(), 5))
+    monkeypatch.setattr(rounds, "keep_examples", lambda _: [])
+    monkeypatch.setattr(sys, "argv", ["fuzz", "--rounds", "1"])
+    assert rounds.main() == 1
+
+
 def test_a_round_that_ends_in_an_error_is_no_success(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
