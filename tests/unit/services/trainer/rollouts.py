@@ -155,8 +155,8 @@ class Bench:
         self.registry = registry
         return self.rollouts
 
-    def gate(self, evaluator: Any) -> Gate:
-        """Returns a gate whose promotions are active at once."""
+    def gate(self, evaluator: Any, rollout: Any = "never") -> Gate:
+        """Returns a gate; promotions are active at once unless the setting says otherwise."""
         return Gate(
             evaluator=evaluator,
             spec=SPEC,
@@ -165,7 +165,7 @@ class Bench:
             timeout_s=1.0,
             promoter=self.promoter,
             rollouts=self.rollouts,
-            rollout="never",
+            rollout=rollout,
             log=self.log,
             metrics=TrainerMetrics(CollectorRegistry()),
         )

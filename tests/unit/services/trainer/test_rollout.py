@@ -8,12 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from prometheus_client import CollectorRegistry
 
 from router.sequential import Arms, Effect, Judgement, Plan
 from services.common.errors import AbortedError, FailedPreconditionError
-from services.trainer.gate import Gate, GateRefusedError
-from services.trainer.metrics import TrainerMetrics
+from services.trainer.gate import GateRefusedError
 from services.trainer.model import RolloutState, Stage
 from services.trainer.promotion import Promotion, RoutersRefusedError
 from services.trainer.rollout import NoRolloutError, RolloutHeldError
@@ -32,7 +30,7 @@ from tests.unit.services.trainer.rollouts import (
     canary,
     shadow,
 )
-from tests.unit.services.trainer.test_gate import SPEC, Evaluator
+from tests.unit.services.trainer.test_gate import Evaluator
 from tests.unit.services.trainer.test_registry import snapshot
 
 
@@ -454,18 +452,7 @@ async def test_which_promotions_go_in_steps(
     bench: Bench, mode: Any, by_hand: bool, in_steps: bool | None, is_stepped: bool
 ) -> None:
     """Those that nobody asked for, unless the settings or the call say otherwise."""
-    gate = Gate(
-        evaluator=Evaluator((0.9, 0.99), (0.9, 0.99)),
-        spec=SPEC,
-        margin=0.005,
-        seeds=[1],
-        timeout_s=1.0,
-        promoter=bench.promoter,
-        rollouts=bench.rollouts,
-        rollout=mode,
-        log=bench.log,
-        metrics=TrainerMetrics(CollectorRegistry()),
-    )
+    gate = bench.gate(Evaluator((0.9, 0.99), (0.9, 0.99)), mode)
     version = await bench.over.publish(1)
     record, blob = await bench.registry.get("dqn", version)
     promotion = await gate.promote(bench.registry, record, blob, by_hand=by_hand, in_steps=in_steps)
@@ -481,18 +468,7 @@ async def test_what_is_activated_during_the_simulation_stays(bench: Bench) -> No
             await bench.registry.promote("price")
             return await super().call(*arguments, **options)
 
-    gate = Gate(
-        evaluator=Slow((0.9, 0.99), (0.9, 0.99)),
-        spec=SPEC,
-        margin=0.005,
-        seeds=[1],
-        timeout_s=1.0,
-        promoter=bench.promoter,
-        rollouts=bench.rollouts,
-        rollout="never",
-        log=bench.log,
-        metrics=TrainerMetrics(CollectorRegistry()),
-    )
+    gate = bench.gate(Slow((0.9, 0.99), (0.9, 0.99)))
     version = await bench.over.publish(1)
     record, blob = await bench.registry.get("dqn", version)
     with pytest.raises(AbortedError, match="expected 0, found 1"):
