@@ -52,6 +52,12 @@ DOOR_TESTS := $(wildcard tests/integration/test_doors.py tests/integration/test_
 test-doors: setup $(DOORS_VENV) $(KERNELS) ## every door, asked by clients that are not ours (tritonclient, perf_analyzer, ...)
 	.venv/bin/python -m pytest $(DOOR_TESTS)
 
+# Not part of the tests: what aiperf brings is 900 MB.
+.PHONY: aiperf
+aiperf: setup $(KERNELS) ## ask the OpenAI-shaped door by NVIDIA's aiperf (installs it, 900 MB); writes its table in docs/doors.md
+	.venv/bin/python -m services.bench.aiperf --json docs/results/aiperf.json
+	.venv/bin/python -m services.bench.page
+
 FUZZ_S ?= 600
 FUZZ_ROUNDS ?= 20
 FUZZ_COUNT ?= 20000

@@ -16,7 +16,6 @@ import pathlib
 import shutil
 import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -27,6 +26,7 @@ import uvloop
 
 from router.folders import checkout, work_folder
 from services.bench.bench import SUITES, Bench, Server, save
+from services.bench.environment import make_environment
 from services.bench.hop import Subject, make_subjects
 from services.bench.load import Ask, cpu_per_request_s, infer, latencies_s
 from services.local import probes
@@ -152,27 +152,6 @@ def _chat(bench: Bench, address: str) -> Ask:
     return ask
 
 
-def make_environment(folder: pathlib.Path) -> pathlib.Path:
-    """Makes the environment LiteLLM runs in, if it is not there yet; returns it.
-
-    Raises:
-        CommandError: The package cannot be had.
-    """
-    if (folder / "made").is_file() and (folder / "made").read_text() == LITELLM:
-        return folder
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
-    for command in (
-        [sys.executable, "-m", "venv", "--clear", str(folder)],
-        [*pip, "--only-binary", ":all:", LITELLM],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise CommandError(f"{LITELLM} cannot be had: {last}")
-    (folder / "made").write_text(LITELLM)
-    return folder
-
-
 def show(report: Mapping[str, Any]) -> str:
     """Returns the report as a Markdown table."""
     lines = [
@@ -217,7 +196,7 @@ async def _run(suite: str, with_litellm: bool, path: pathlib.Path | None) -> int
     if with_litellm:
         _say(f"making the environment of {LITELLM} (once)")
         try:
-            environment = await asyncio.to_thread(make_environment, work_folder("litellm"))
+            environment = await asyncio.to_thread(make_environment, work_folder("litellm"), LITELLM)
         except CommandError as error:
             reason = str(error)
     with tempfile.TemporaryDirectory(prefix="tiercel-bench-") as folder:

@@ -1,8 +1,9 @@
-"""Writes the tables and plots of docs/performance.md: `python -m services.bench.page`.
+"""Writes the tables and plots of pages in docs: `python -m services.bench.page`.
 
-From the reports in docs/results: `bench.json` (`tiercel bench --suite full --out`),
-`live-proof.json` and `outside.json`. A report that is missing leaves its table as it is. Reports of
-some metrics (`--only`) given as arguments are merged into `bench.json` first.
+From the reports in docs/results. For performance.md: `bench.json` (`tiercel bench --suite full
+--out`), `live-proof.json` and `outside.json`. For doors.md: `aiperf.json`. A report that is missing
+leaves its table as it is. Reports of some metrics (`--only`) given as arguments are merged into
+`bench.json` first.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from router.folders import checkout
-from services.bench import live_report, outside
+from services.bench import aiperf, live_report, outside
 from services.bench.budgets import BUDGETS
 from trainer.evaluation.report.style import AMBER, BLUE, GREEN, RED, STYLE, VIOLET
 
@@ -195,6 +196,18 @@ def tables(folder: pathlib.Path) -> dict[str, str]:
     return {name: make(each) for name, each, make in makers if each is not None}
 
 
+def door_tables(folder: pathlib.Path) -> dict[str, str]:
+    """Returns the tables of docs/doors.md that the reports of a folder give."""
+    report = _read(folder / "aiperf.json")
+    return {} if report is None else {"aiperf": f"{aiperf.show(report)}\n\n{_made_by(report)}"}
+
+
+PAGES: Mapping[str, Callable[[pathlib.Path], dict[str, str]]] = {
+    "performance.md": tables,
+    "doors.md": door_tables,
+}
+
+
 def merge(path: pathlib.Path, newer: pathlib.Path) -> None:
     """Takes the metrics of a newer report over into one; each keeps what its run was."""
     report, other = json.loads(path.read_text()), json.loads(newer.read_text())
@@ -206,18 +219,21 @@ def merge(path: pathlib.Path, newer: pathlib.Path) -> None:
 
 
 def main() -> int:
-    """Writes page and plots; returns the exit code.
+    """Writes pages and plots; returns the exit code.
 
     A report given as argument is first merged into `bench.json`.
     """
     root = checkout()
     if root is None:
-        print("docs/performance.md is in the checkout only", file=sys.stderr)
+        print("the pages are in the checkout only", file=sys.stderr)
         return 1
-    page, results = root / "docs" / "performance.md", root / "docs" / "results"
+    results = root / "docs" / "results"
     for newer in sys.argv[1:]:
         merge(results / "bench.json", pathlib.Path(newer))
-    page.write_text(fill(page.read_text(encoding="utf-8"), tables(results)), encoding="utf-8")
+    for name, tables_of in PAGES.items():
+        page = root / "docs" / name
+        text = page.read_text(encoding="utf-8")
+        page.write_text(fill(text, tables_of(results)), encoding="utf-8")
     report = _read(results / "bench.json")
     if report is not None:
         figure = growth_figure(report)

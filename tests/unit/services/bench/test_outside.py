@@ -5,13 +5,9 @@ from __future__ import annotations
 import contextlib
 import pathlib
 import shutil
-import subprocess
-
-import pytest
 
 from services.bench import outside
 from services.bench.bench import SUITES, Bench
-from services.local.errors import CommandError
 
 
 async def test_what_is_there_is_measured_and_what_is_not_is_named(tmp_path: pathlib.Path) -> None:
@@ -23,13 +19,3 @@ async def test_what_is_there_is_measured_and_what_is_not_is_named(tmp_path: path
     assert ("nginx" in report["rows"]) is (shutil.which("nginx") is not None)
     assert all(row["cpu_us"] > 0.0 for row in report["rows"].values())
     assert "| LiteLLM: not asked for |" in outside.show(report)
-
-
-def test_a_package_that_cannot_be_had_is_one_line(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The last line of the installer is the reason."""
-    failed = subprocess.CompletedProcess([], 1, "", "looking\nERROR: no such version\n")
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(CommandError, match=r"litellm.* cannot be had: ERROR: no such version$"):
-        outside.make_environment(tmp_path / "environment")

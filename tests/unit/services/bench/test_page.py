@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 
 from services.bench.budgets import BUDGETS
-from services.bench.page import budget_table, fill, fleet_table, growth_figure, merge, tables
+from services.bench.page import (
+    PAGES,
+    budget_table,
+    fill,
+    fleet_table,
+    growth_figure,
+    merge,
+    tables,
+)
 from services.bench.readings import Reading
 from tests.unit.deploy.manifests import ROOT
 
@@ -30,10 +38,11 @@ def report_of(*readings: Reading) -> dict[str, Any]:
     }
 
 
-def test_the_page_is_up_to_date_with_its_reports() -> None:
-    """What docs/results holds is what docs/performance.md shows."""
-    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
-    fresh = fill(text, tables(ROOT / "docs" / "results"))
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_up_to_date_with_its_reports(name: str) -> None:
+    """What docs/results holds is what the page shows."""
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    fresh = fill(text, PAGES[name](ROOT / "docs" / "results"))
     assert fresh == text, "run: python -m services.bench.page"
 
 
