@@ -315,7 +315,8 @@ async def _profile(environment: pathlib.Path, options: Sequence[str], out: pathl
             if process.returncode is None:
                 process.terminate()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(process.wait(), END_WAIT_S)
+                    async with asyncio.timeout(END_WAIT_S):
+                        await process.wait()
     if code:
         raise CommandError(f"aiperf ended with {code} (log: {log})")
 
