@@ -101,10 +101,10 @@ def read_keys(path: Path) -> tuple[Key, ...]:
     problems = [f"{path}: {each}" for index, row in enumerate(rows) for each in _wrong(index, row)]
     if problems:
         raise KeyFileError(problems)
-    found = [Key(**{**row, "roles": tuple(map(Role, row["roles"]))}) for row in rows]
-    if len({key.id for key in found}) < len(found):
+    keys = [Key(**{**row, "roles": tuple(map(Role, row["roles"]))}) for row in rows]
+    if len({key.id for key in keys}) < len(keys):
         raise KeyFileError([f"{path}: keys: an id is used twice"])
-    return tuple(found)
+    return tuple(keys)
 
 
 @contextlib.contextmanager

@@ -50,7 +50,7 @@ def _details(*details: tuple[str, bytes]) -> bytes:
     status = status_pb2.Status(code=grpc.StatusCode.NOT_FOUND.value[0], message="no such task")
     for name, value in details:
         status.details.add(type_url=f"type.googleapis.com/google.rpc.{name}", value=value)
-    return status.SerializeToString()
+    return bytes(status.SerializeToString())
 
 
 LATER = error_details_pb2.RetryInfo(retry_delay=Duration(seconds=2**62))
