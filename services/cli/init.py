@@ -17,7 +17,7 @@ from services.cli.output import note
 from services.common.access.plain_text import LEAVE
 from services.common.addresses import parse_address
 from services.common.checks import is_name
-from services.common.mesh_settings import MeshSettings, TaskSettings
+from services.common.mesh_settings import MeshSettings, TaskSettings, load_mesh_files
 from services.common.settings import SettingsError, load_settings
 from services.local.errors import CommandError, InputError
 from services.local.foreign import GUESSED_QUALITY_STEP, Foreign, Spoken, look_at
@@ -164,7 +164,7 @@ def _write(out: pathlib.Path, texts: Sequence[str]) -> None:
         out.mkdir(parents=True, exist_ok=True)
         for each, text in zip(FILES, texts, strict=True):
             (out / each).write_text(text, encoding="utf-8")
-        load_settings(Settings, path=out / FILES[0], environ={})
+        load_mesh_files(load_settings(Settings, path=out / FILES[0], environ={}).mesh)
     except OSError as error:
         raise CommandError(f"{error.filename}: cannot be written: {error.strerror}") from None
     except SettingsError as error:

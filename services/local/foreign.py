@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from router.profile import LatencyProfile, TierProfile
 from services.common.access.tls import Tls
+from services.common.checks import is_name
 from services.common.mesh_settings import EndpointSettings
 from services.common.openai.client import OpenAIClient
 from services.common.tiers.client import TierClient
@@ -38,6 +39,10 @@ _NO_TRITON = "is it the gRPC address? A server that speaks OpenAI, as vLLM does,
 _NO_OPENAI = "is it the HTTP address? A Triton is asked without --openai"
 _NEEDED_INPUTS = {"text_input", "stream", "sampling_parameters"}
 _NO_NAME = re.compile(r"[^a-z0-9_-]+")
+_DEVICE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_BATCH = re.compile(r"[1-9][0-9]{0,5}")
+_MOST_BATCH = 65_536
+"""Most that a profile may say."""
 _SIZE = re.compile(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)([mb])(?![a-z0-9])")
 
 
@@ -83,8 +88,26 @@ class ForeignModel:
 
     @property
     def tier(self) -> str:
-        """Name of the tier: what the model says, else the model's own."""
-        return self.config.tier or _NO_NAME.sub("-", self.config.model.lower()).strip("-")[:64]
+        """Name of the tier: what the model says, else after the model's own; empty if it has none.
+
+        What a server says that no name can be counts as not said.
+        """
+        said = self.config.tier
+        return (
+            said if is_name(said) else _NO_NAME.sub("-", self.config.model.lower()).strip("-")[:64]
+        )
+
+    @property
+    def device(self) -> str:
+        """Device that the model says it is on; empty if it says none."""
+        said = self.config.parameters.get("tiercel_device", "")
+        return said if _DEVICE.fullmatch(said) else ""
+
+    @property
+    def max_batch(self) -> int:
+        """Most requests at once; 0 if it is not known."""
+        said = self.config.parameters.get("tiercel_max_batch", "")
+        return min(int(said) if _BATCH.fullmatch(said) else self.config.max_batch, _MOST_BATCH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,9 +251,21 @@ async def _time(client: TierClient, config: TierModelConfig) -> Timed:
 
 
 def _names(models: Sequence[ForeignModel], tiers: Mapping[str, str]) -> dict[str, str]:
-    """Returns the tier of each model by the model's name."""
+    """Returns the tier of each model by the model's name.
+
+    Raises:
+        InputError: No tier can be named after a model, or two of one device would be one tier.
+    """
     given = {model: tier for tier, model in tiers.items()}
-    return {each.config.model: given.get(each.config.model) or each.tier for each in models}
+    names = {each.config.model: given.get(each.config.model) or each.tier for each in models}
+    seen: dict[tuple[str, str, str], str] = {}
+    for each in models:
+        model, tier = each.config.model, names[each.config.model]
+        other = seen.setdefault((each.address, each.device, tier), model)
+        if not tier or other != model:
+            why = f"{other!r} and {model!r} would be one tier" if tier else f"none is for {model!r}"
+            raise InputError(f"--tier: give names for the models at {each.address}: {why}")
+    return names
 
 
 def _order(
@@ -258,8 +293,9 @@ def _endpoints(
     """Returns an endpoint for each server, or for each device where models name theirs."""
     groups: dict[tuple[str, str], dict[str, str]] = {}
     for each in found.models:
-        device = each.config.parameters.get("tiercel_device", "")
-        groups.setdefault((each.address, device), {})[names[each.config.model]] = each.config.model
+        groups.setdefault((each.address, each.device), {})[names[each.config.model]] = (
+            each.config.model
+        )
     if any(not device and len(models) > 1 for (_, device), models in groups.items()):
         found.guesses.append("the models of one server share one GPU: else give each a `device`")
     return tuple(
@@ -283,9 +319,7 @@ def _profile(found: _Found, names: Mapping[str, str], order: Sequence[str]) -> L
     least_s = 0.0
     for tier in order:
         model = next(each for each in found.models if names[each.config.model] == tier)
-        limit = model.config.parameters.get("tiercel_max_batch", "")
-        max_batch = int(limit) if limit.isdigit() and int(limit) else model.config.max_batch
-        if not max_batch:
+        if not model.max_batch:
             found.guesses.append(f"{tier} runs up to {GUESSED_MAX_BATCH} requests at once")
         # A profile in which a larger tier is quicker would be refused.
         least_s = max(least_s, model.timed.step_s)
@@ -293,7 +327,7 @@ def _profile(found: _Found, names: Mapping[str, str], order: Sequence[str]) -> L
             step_s=least_s,
             per_sequence_s=round(least_s / GUESSED_MAX_BATCH, 9),
             per_prompt_token_s=0.0,
-            max_batch=max_batch or GUESSED_MAX_BATCH,
+            max_batch=model.max_batch or GUESSED_MAX_BATCH,
             overhead_s=model.timed.rest_s,
         )
     found.guesses.append(

@@ -162,3 +162,19 @@ def test_leave_is_not_written_where_nothing_needs_it(tmp_path: Path) -> None:
     """All servers are on this machine."""
     assert run(["init", ADDRESS, "--task", "chat=1", "--insecure-open-to-network"]) == 0
     assert tomllib.loads((tmp_path / "tiercel.toml").read_text()).keys() == {"mesh"}
+
+
+def test_files_that_would_start_no_router_are_told_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A server may have more models than a profile may have tiers."""
+    tiers = {f"t{number}": TierProfile(0.01, 0.0001, 0.0) for number in range(65)}
+    endpoint = EndpointSettings(name="triton-0", address=ADDRESS, tiers=tuple(tiers))
+    profile = LatencyProfile("first-look", "assumed", tiers, "")
+
+    async def look_at(*_: Any) -> Foreign:
+        return Foreign(tuple(tiers), (endpoint,), profile, ())
+
+    monkeypatch.setattr("services.cli.init.look_at", look_at)
+    assert run(["init", ADDRESS, "--task", "chat=0.8"]) == 2
+    assert "profile.toml: tiers: must have 1 to 64 tables" in capsys.readouterr().err

@@ -83,6 +83,36 @@ async def test_models_that_name_tier_and_device_are_believed(triton: FakeTriton)
     assert found.endpoints[1].models == {"small": "gpu1_small", "large": "gpu1_large"}
 
 
+async def test_what_a_server_says_that_cannot_be_counts_as_not_said(triton: FakeTriton) -> None:
+    """A tier or a device that is no name, a limit that is no number or beyond a profile's."""
+    triton.configs = {
+        "a": {"tiercel_tier": "A B", "tiercel_device": "GPU 0", "tiercel_max_batch": "\u00b2"},
+        "b": {"tiercel_tier": "x" * 65, "tiercel_device": "\n", "tiercel_max_batch": "999999"},
+    }
+    found = await look(triton, {"low": "a", "high": "b"})
+    assert [each.device for each in found.endpoints] == [""]
+    assert found.profile.tiers["low"].max_batch == 64
+    assert found.profile.tiers["high"].max_batch == 65_536
+    assert set((await look(triton)).tiers) == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("models", "why"),
+    [
+        (["chat.7b", "chat-7b"], "would be one tier"),
+        (["\u6a21\u578b"], "none is for '\u6a21\u578b'"),
+    ],
+)
+async def test_models_that_give_no_names_of_their_own_are_named(
+    triton: FakeTriton, models: list[str], why: str
+) -> None:
+    """One of two would be lost without a word, and a tier without a name is none."""
+    triton.configs = {name: {} for name in models}
+    with pytest.raises(InputError, match=why) as error:
+        await look(triton)
+    assert str(error.value).startswith(f"--tier: give names for the models at {triton.address}: ")
+
+
 async def test_models_that_cannot_serve_are_left_out_or_named(triton: FakeTriton) -> None:
     """By the inputs that they lack."""
     triton.configs = {"resnet": {"inputs": "image"}, "chat": {}}
