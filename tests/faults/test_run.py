@@ -62,9 +62,9 @@ def test_processes_get_shares_that_take_as_long() -> None:
 @pytest.mark.parametrize(
     ("good", "found"),
     [
-        ([True] * 9 + [False], []),
-        ([False] * 9 + [True], ["1 of 10 in time before the fault"]),
-        ([], ["0 of 0 in time before the fault"]),
+        ([True] + [False] * 9, []),
+        ([False] * 10, ["none of 10 was in time before the fault"]),
+        ([], ["none of 0 was in time before the fault"]),
     ],
 )
 def test_service_that_was_bad_before_the_fault_is_no_measure(
