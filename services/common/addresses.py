@@ -10,6 +10,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 from pydantic import AfterValidator
 
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252}[A-Za-z0-9])?")
+_LONGEST_LABEL = 63
 _ZONE = re.compile(r"(%[A-Za-z0-9._-]{1,64})?")
 _LEADING_ZEROS = re.compile(r"\b0+(?=[0-9a-f])")
 _HIGHEST_PORT = 65_535
@@ -64,7 +65,7 @@ def parse_address(text: str, *, allow_port_zero: bool = False) -> HostPort:
         host = host[1:-1]
         if not _is_ipv6(host):
             raise ValueError("expected host:port, the part in brackets is no IPv6 address")
-    elif not separator or not _HOST.fullmatch(host):
+    elif not separator or not _is_host(host):
         raise ValueError("expected host:port, e.g. 127.0.0.1:8001")
     lowest = 0 if allow_port_zero else 1
     is_number = port_text.isascii() and port_text.isdigit() and len(port_text) <= _PORT_DIGITS
@@ -168,7 +169,7 @@ def _check_redis_url(text: str) -> None:
             raise ValueError("the path of the socket is missing")
     else:
         host = parts.hostname or ""
-        if not (_HOST.fullmatch(host) or _is_ipv6(host)):
+        if not (_is_host(host) or _is_ipv6(host)):
             raise ValueError("the host is missing or is none")
         if port == 0:
             raise ValueError("the port must be a number from 1 to 65535")
@@ -193,6 +194,12 @@ def _check_redis_options(parts: SplitResult) -> None:
 def _check_database(text: str) -> None:
     if not (text.isascii() and text.isdigit() and len(text) <= _DATABASE_DIGITS):
         raise ValueError("the database must be a number from 0 to 99999")
+
+
+def _is_host(host: str) -> bool:
+    """Returns whether a text is a name or IPv4; for labels of other lengths a look-up raises."""
+    labels_fit = all(0 < len(label) <= _LONGEST_LABEL for label in host.split("."))
+    return labels_fit and _HOST.fullmatch(host) is not None
 
 
 def _is_ipv6(host: str) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import datetime
 import os
+import re
 import ssl
 import tempfile
 import time
@@ -223,10 +224,11 @@ async def _redis(url: str) -> Finding:
         return Finding("Redis", BAD, str(error), advice)
     finally:
         await connection.close()
-    if tuple(int(part) for part in version.split(".")[:2]) < LEAST_REDIS:
+    said = f"is {version or 'of an unknown version'}"
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < LEAST_REDIS:
         least = ".".join(map(str, LEAST_REDIS))
-        return Finding("Redis", BAD, f"is {version}", f"install {least} or newer")
-    return _clock("Redis", now_s - time.time(), f"is {version}")
+        return Finding("Redis", BAD, said, f"install {least} or newer")
+    return _clock("Redis", now_s - time.time(), said)
 
 
 def _clock(subject: str, ahead_s: float, text: str, most_s: float = MOST_SKEW_S) -> Finding:

@@ -68,8 +68,8 @@ class RedisConnection:
         await self.call(self.redis.ping)
 
     async def version(self) -> str:
-        """Returns the server's version."""
-        return str((await self.call(lambda: self.redis.info("server")))["redis_version"])
+        """Returns the server's version; empty if it is none of Redis' own, and tells none."""
+        return str((await self.call(lambda: self.redis.info("server"))).get("redis_version", ""))
 
     async def clock_s(self) -> float:
         """Returns the server's time, seconds since 1970."""

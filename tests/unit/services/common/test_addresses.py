@@ -8,7 +8,9 @@ from pydantic import TypeAdapter, ValidationError
 from services.common.addresses import AddressPattern, HostPort, matches, parse_address
 
 
-@pytest.mark.parametrize("text", ["127.0.0.1:8001", "triton-0.mesh:1", "[::1]:65535"])
+@pytest.mark.parametrize(
+    "text", ["127.0.0.1:8001", "triton-0.mesh:1", "a_b.c:1", f"{'a' * 63}:1", "[::1]:65535"]
+)
 def test_an_address_is_written_as_it_was_read(text: str) -> None:
     """Names, IPv4 and bracketed IPv6 survive the way through."""
     assert str(parse_address(text)) == text
@@ -24,6 +26,8 @@ def test_an_address_is_written_as_it_was_read(text: str) -> None:
         ("[fe80::1%a b]:80", "no IPv6 address"),
         ("[fe80::1%eth0\n]:80", "no IPv6 address"),
         ("gpu\n:80", "expected host:port"),
+        ("a..gpu:80", "expected host:port"),
+        (f"{'a' * 64}.gpu:80", "expected host:port"),
         ("host:0", "from 1 to 65535"),
         ("host:65536", "from 1 to 65535"),
         ("host:8o", "from 1 to 65535"),

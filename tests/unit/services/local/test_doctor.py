@@ -196,6 +196,9 @@ async def test_mistakes_of_all_services_settings_are_found(
         ("7.2.4", 0.1, GOOD, "is 7.2.4"),
         ("7.2.4", -42.0, BAD, "42.0 s behind this one"),
         ("5.0.1", 0.0, BAD, "is 5.0.1"),
+        ("8.0-m02", 0.0, GOOD, "is 8.0-m02"),
+        ("unstable", 0.0, BAD, "is unstable"),
+        ("", 0.0, BAD, "is of an unknown version"),
     ],
 )
 async def test_redis_is_told_by_its_version_and_its_clock(
