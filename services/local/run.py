@@ -41,7 +41,10 @@ async def _guard(work: Coroutine[Any, Any, int], say: Callable[[str], None]) -> 
             os._exit(SIGNAL_EXIT_BASE + number)
 
     loop = asyncio.get_running_loop()
-    for number in SIGNALS:
+    # Who starts a command by nohup wants it to outlive the terminal.
+    hang_up_is_nothing = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    heeded = [each for each in SIGNALS if each != signal.SIGHUP or not hang_up_is_nothing]
+    for number in heeded:
         loop.add_signal_handler(number, on_signal, number)
     try:
         return await task
@@ -50,5 +53,5 @@ async def _guard(work: Coroutine[Any, Any, int], say: Callable[[str], None]) -> 
             raise
         return SIGNAL_EXIT_BASE + received[0]
     finally:
-        for number in SIGNALS:
+        for number in heeded:
             loop.remove_signal_handler(number)
