@@ -120,6 +120,8 @@ def check_addresses(addresses: Sequence[object]) -> list[str]:
             hint = f"; try {without!r}" if _HOST_PORT.fullmatch(without) else ""
             raise ValueError(f"addresses: expected host:port, got {address!r}{hint}")
         _check_text("addresses", address)
+        if not address.isprintable():  # gRPC would call what stands before a zero byte
+            raise ValueError(f"addresses: expected host:port, got {address!r}")
         port = _PORT.search(address)
         if port is not None and not 1 <= int(port[1]) <= _HIGHEST_PORT:
             problem = f"the port must be a number from 1 to {_HIGHEST_PORT}"

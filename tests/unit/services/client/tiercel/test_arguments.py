@@ -110,6 +110,8 @@ def test_numbers_of_other_libraries_are_numbers() -> None:
         ("127.0.0.1:99999", "the port must be a number from 1 to 65535, got '127.0.0.1:99999'"),
         ("dns:///router.example:0", "the port must be a number from 1 to 65535"),
         ("\ud800:1", "no valid text"),
+        ("router\0.example:1", "expected host:port, got 'router\\x00.example:1'"),
+        ("unix:/run/r\0.sock", "expected host:port"),
     ],
 )
 def test_an_address_that_is_none_is_named(address: str, message: str) -> None:
