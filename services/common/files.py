@@ -64,6 +64,9 @@ def _as_it_comes(descriptor: int, most: int) -> bytes:
 def write_whole(path: Path, data: bytes, *, mode: int | None = None) -> None:
     """Writes a file so that readers see the old one or the new one, never half of one.
 
+    A link stays one. What is there and no ordinary file, such as `/dev/null` or a pipe, is written
+    to: to put a file in its place would take it from the whole machine.
+
     Args:
         path: The file; its folder must be there.
         data: All it shall hold.
@@ -72,6 +75,10 @@ def write_whole(path: Path, data: bytes, *, mode: int | None = None) -> None:
     Raises:
         OSError: It cannot be written; what was there is untouched, and nothing is left beside it.
     """
+    if path.exists() and not path.is_file():
+        _write_to(path, data)
+        return
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         if mode is not None:
@@ -85,3 +92,11 @@ def write_whole(path: Path, data: bytes, *, mode: int | None = None) -> None:
             temporary.unlink(missing_ok=True)
         error.filename = error.filename or str(path)  # a write that finds no room names none
         raise
+
+
+def _write_to(path: Path, data: bytes) -> None:
+    # To open a pipe waits for its reader, for ever if none comes.
+    descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "wb") as file:
+        os.set_blocking(descriptor, True)
+        file.write(data)

@@ -429,7 +429,10 @@ def write_ready_file(path: Path, service: str, addresses: Mapping[str, str]) -> 
 
 
 def remove_ready_file(path: Path | None) -> None:
-    """Removes the file if it is there and can be removed: no end of a service fails for it."""
-    if path is not None:
+    """Removes the file if it is there and can be removed: no end of a service fails for it.
+
+    A pipe or a device stays, and so does a link, which may be `/dev/stdout`.
+    """
+    if path is not None and path.is_file() and not path.is_symlink():
         with suppress(OSError):
             path.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import pathlib
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.types import Priority
+from services.common.files import write_whole
 
 STATUSES = ("on_time", "late", "refused", "cancelled", "failed")
 """How a request can end; a row's ``status`` is an index into it."""
@@ -94,11 +96,10 @@ class RunRecords:
         """Writes an npz file; a reader never sees half of it."""
         path.parent.mkdir(parents=True, exist_ok=True)
         head = json.dumps({"names": self.names, "meta": self.meta})
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("wb") as file:
-            arrays: dict[str, Any] = {"head": np.array(head), **self.columns}
-            np.savez_compressed(file, **arrays)
-        temporary.replace(path)
+        arrays: dict[str, Any] = {"head": np.array(head), **self.columns}
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)
+        write_whole(path, buffer.getvalue())
 
     @classmethod
     def load(cls, path: pathlib.Path) -> RunRecords:

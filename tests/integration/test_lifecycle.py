@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from services.common import lifecycle, stopping
 from services.common.clock import SystemClock
-from services.common.lifecycle import Running, serve
+from services.common.lifecycle import Running, remove_ready_file, serve
 from services.common.log import get_logger
 from services.common.server import GrpcServer, ServerSettings, build_server
 from services.common.settings import SettingsError
@@ -308,3 +308,14 @@ async def test_ready_file_without_room_is_written_later(
     assert await asyncio.wait_for(running, LIMIT_S) == 0
     assert app.events == ORDER
     assert [each.name for each in tmp_path.iterdir()] == ["ready.json"]
+
+
+def test_only_an_ordinary_file_is_removed_as_the_ready_file(tmp_path: Path) -> None:
+    """`/dev/null` and `/dev/stdout` are everybody's."""
+    pipe, file, link = tmp_path / "pipe", tmp_path / "file", tmp_path / "link"
+    os.mkfifo(pipe)
+    file.touch()
+    link.symlink_to(file)
+    for path in (pipe, link, file, tmp_path / "none"):
+        remove_ready_file(path)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["link", "pipe"]

@@ -38,11 +38,16 @@ class OvertakenError(CheckpointError):
 def write_atomically(path: Path, blob: bytes) -> None:
     """Writes a file so that readers see the old content or the new, never half of it.
 
+    What is there and no ordinary file, such as `/dev/null`, is written to and not replaced.
+
     Raises:
         CheckpointError: the file could not be written; what was there is untouched.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(blob)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             file.write(blob)

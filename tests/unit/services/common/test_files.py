@@ -54,6 +54,35 @@ def test_a_file_is_replaced(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    """What it leads to is written, also if that was not there."""
+    link, path = tmp_path / "link", tmp_path / "a"
+    link.symlink_to(path)
+    for data in (b"one", b"two"):
+        write_whole(link, data)
+        assert link.is_symlink()
+        assert path.read_bytes() == data
+    path.unlink()
+    path.symlink_to(link)  # one that leads nowhere gives way
+    write_whole(link, b"three")
+    assert link.read_bytes() == b"three"
+
+
+def test_what_is_no_ordinary_file_is_written_to(tmp_path: Path) -> None:
+    """A file in the place of `/dev/null` would be everybody's loss."""
+    path, read = tmp_path / "pipe", list[bytes]()
+    os.mkfifo(path)
+    with pytest.raises(OSError, match="pipe"):  # nobody reads it, and nobody is waited for
+        write_whole(path, b"x")
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    os.set_blocking(reader, True)
+    write_whole(path, b"x" * 1_000)
+    read.append(os.read(reader, 10_000))
+    os.close(reader)
+    assert read == [b"x" * 1_000]
+    assert [each.is_fifo() for each in tmp_path.iterdir()] == [True]
+
+
 def test_a_file_of_ones_own_is_nobody_elses_at_any_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,17 @@ def test_round_trip(tmp_path: Path) -> None:
     assert set(arrays) == {"a", "b.c"}
 
 
+def test_what_is_no_ordinary_file_is_written_to(tmp_path: Path) -> None:
+    """A snapshot in the place of `/dev/null` would be everybody's loss."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    write_atomically(path, b"x" * 1_000)
+    assert os.read(reader, 10_000) == b"x" * 1_000
+    os.close(reader)
+    assert [each.is_fifo() for each in tmp_path.iterdir()] == [True]
+
+
 def test_full_disk_leaves_the_last_good_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
