@@ -61,5 +61,8 @@ def check_writable(path: pathlib.Path, option: str) -> None:
         raise InputError(f"{option}: {path} is a folder, and no file")
     if not above.is_dir():
         raise InputError(f"{option}: {above} is no folder")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise InputError(f"{option}: {above} may not be written to")
+    # A device or a pipe is written to, any other file gets another one in its place.
+    takes_text = path.exists() and not path.is_file()
+    place, wanted = (path, os.W_OK) if takes_text else (above, os.W_OK | os.X_OK)
+    if not os.access(place, wanted):
+        raise InputError(f"{option}: {place} may not be written to")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 
 import pytest
@@ -43,6 +44,10 @@ def test_a_place_for_a_result_need_not_be_there_but_must_take_one(
     monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
     with pytest.raises(InputError, match=r"^--out: .* may not be written to$"):
         check_writable(tmp_path / "new" / "a.toml", "--out")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    monkeypatch.setattr("os.access", lambda path, _: path == pipe)  # as /dev/null in /dev
+    check_writable(pipe, "--out")
 
 
 @pytest.mark.parametrize(
