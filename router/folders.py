@@ -15,6 +15,13 @@ def checkout() -> Path | None:
     return _ROOT if (_ROOT / "pyproject.toml").is_file() else None
 
 
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:  # neither $HOME nor an entry for this user; containers have `/` then
+        return Path("/")
+
+
 def work_folder(*parts: str) -> Path:
     """Returns a folder for what is made on the way and can be made again.
 
@@ -23,7 +30,7 @@ def work_folder(*parts: str) -> Path:
     root = checkout()
     if root is not None:
         return root.joinpath("build", *parts)
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    cache = os.environ.get("XDG_CACHE_HOME") or _home() / ".cache"
     return Path(cache, "tiercel", *parts)
 
 
@@ -39,5 +46,5 @@ def state_folder(*parts: str) -> Path:
     root = checkout()
     if root is not None:
         return root.joinpath("build", *parts)
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    state = os.environ.get("XDG_STATE_HOME") or _home() / ".local" / "state"
     return Path(state, "tiercel", *parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -12,11 +13,11 @@ def name_of(kind: Any, number: int) -> str:
     one.
 
     Args:
-        kind: The enum, as the generated module has it (its stubs call it a class).
+        kind: The enum, as generated; each has a type of its own.
         number: The value.
     """
-    names = kind.DESCRIPTOR.values_by_number
+    names: Mapping[int, Any] = kind.DESCRIPTOR.values_by_number
     if number not in names:
         return str(number)
-    name = names[number].name.removeprefix(names[0].name.removesuffix("UNSPECIFIED"))
-    return str(name.lower())
+    name: str = names[number].name
+    return name.removeprefix(names[0].name.removesuffix("UNSPECIFIED")).lower()

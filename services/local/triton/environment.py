@@ -89,7 +89,10 @@ def find_environment(setting: Path | str | None = None) -> Path:
         TritonEnvironmentError: No interpreter is found there.
     """
     chosen = str(setting) if setting else os.environ.get(ENVIRONMENT_VARIABLE, "")
-    path = Path(chosen).expanduser() if chosen else default_environment()
+    try:
+        path = Path(chosen).expanduser() if chosen else default_environment()
+    except RuntimeError:
+        raise TritonEnvironmentError(f"{chosen}: there is no such user, or none at home") from None
     if not (path / "bin" / "python").exists():
         how = "make setup" if checkout() else "tiercel setup-triton"
         raise TritonEnvironmentError(

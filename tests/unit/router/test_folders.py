@@ -37,3 +37,19 @@ def test_what_is_kept_lies_in_one_place_wherever_one_stands(
     assert folders.state_folder() == Path.home() / ".local" / "state" / "tiercel"
     monkeypatch.setenv("TIERCEL_STATE", "here")
     assert folders.state_folder("load") == Path("here", "load")
+
+
+def test_a_user_without_a_home_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service may run as a number that no list of users has, and without $HOME."""
+
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(folders, "_ROOT", tmp_path / "site-packages")
+    monkeypatch.setattr(Path, "home", nowhere)
+    for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME", "TIERCEL_STATE"):
+        monkeypatch.delenv(name, raising=False)
+    assert folders.work_folder("numba") == Path("/.cache/tiercel/numba")
+    assert folders.state_folder("run") == Path("/.local/state/tiercel/run")

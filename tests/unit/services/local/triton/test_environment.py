@@ -39,6 +39,12 @@ def test_setting_comes_before_the_variable(tmp_path: Path, monkeypatch: pytest.M
     assert environment.find_environment(tmp_path / "chosen") == tmp_path / "chosen"
 
 
+def test_the_home_of_nobody_is_told() -> None:
+    """As every folder without an environment is."""
+    with pytest.raises(TritonEnvironmentError, match=r"^~no-such-user/x: there is no"):
+        environment.find_environment("~no-such-user/x")
+
+
 def test_missing_libpython_names_library_and_package() -> None:
     """The one line says what is missing and how to get it."""
     facts = {"minor": "3.99", "libdir": "/nowhere", "multiarch": "none"}
