@@ -240,11 +240,15 @@ def _keep() -> str:
     """Keeps the traceback of a bug in a file: a user needs one line, a report needs all."""
     said = traceback.format_exc()
     try:
-        path = pathlib.Path(tempfile.gettempdir()) / f"tiercel-error-{os.getpid()}.log"
-        path.write_text(said, encoding="utf-8", errors="backslashreplace")
+        # A name that others can tell beforehand could be a link of theirs to any file.
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="tiercel-error-", suffix=".log", delete=False,
+            encoding="utf-8", errors="backslashreplace",
+        ) as file:  # fmt: skip
+            file.write(said)
     except OSError as error:  # there may be no folder at all that can be written to
         return f"not kept: {error}"
-    return str(path)
+    return file.name
 
 
 def _complain(message: str, exit_code: int) -> int:
