@@ -191,6 +191,9 @@ def _route_sdk_logs(log: Logger) -> None:
     sdk.handlers[:] = [_OnceHandler(log)]
     sdk.propagate = False
     sdk.setLevel(logging.WARNING)
+    # What is wrong with the trace context that a caller sends is no failure of ours: it would be
+    # the one line, with the caller's text in it, and the exporter's first failure would be none.
+    logging.getLogger("opentelemetry.trace").setLevel(logging.CRITICAL)
 
 
 class _OnceHandler(logging.Handler):

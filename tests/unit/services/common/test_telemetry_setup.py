@@ -189,6 +189,30 @@ def test_an_empty_variable_counts_as_not_set(
     assert log_lines() == []
 
 
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"traceparent": "x" * 1_000},
+        {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01", "tracestate": "NO=b"},
+        {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01", "tracestate": "a=b," * 5_000},
+    ],
+    ids=["long", "state", "states"],
+)
+def test_what_a_caller_sends_hides_no_failure(
+    metadata: dict[str, str], log_lines: Callable[[], list[str]]
+) -> None:
+    """Of all failures one is told, and it is not that of a stranger's header."""
+    telemetry = setup_telemetry(
+        "x", environ={}, rng=random.Random(1), log=LOG, exporter=InMemorySpanExporter()
+    )
+    telemetry.begin(list(metadata.items()))
+    assert log_lines() == []
+    logging.getLogger("opentelemetry.exporter.otlp").warning("nobody listens")
+    (line,) = log_lines()
+    assert "nobody listens" in line
+    telemetry.close()
+
+
 @contextlib.contextmanager
 def collector(protocol: str) -> Iterator[tuple[str, list[object]]]:
     """Runs a collector; yields its endpoint, and what has come."""
