@@ -51,6 +51,8 @@ _TRITON = re.compile(
 )
 _OPENAI = re.compile(r"(?:/[^/?#]+)*/(?:v1/[^?#]+|invocations/?(?:[?#]|$))")
 """Paths of servers that speak OpenAI; the second is that of SageMaker, which vLLM serves too."""
+_CHANGES = "lora_adapter"
+"""In the paths by which vLLM loads and unloads what it serves, where it may."""
 _HARMLESS = re.compile(r"(?:/v2/repository/index|(?:/[^/?#]+)*/(?:de)?tokenize)(?:[?#]|$)")
 """Paths that are posted to and neither answer prompts nor change a server."""
 _ONLY_READ = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -151,7 +153,7 @@ def _asked(path: str) -> Path | None:
     if found is not None and path[found.end() : found.end() + 1] in ("", "?"):
         rest = found[3] + path[found.end() :]
         return Path(found[1], found[2], rest, found[4] == "generate_stream")
-    if _OPENAI.match(path):
+    if _OPENAI.match(path) and _CHANGES not in unquote(path.partition("?")[0]):
         return Path("", "", "", True)
     return None
 
