@@ -6,7 +6,7 @@ What is known of the rollout is changed by
 
 | call | what | if another trainer has changed it meanwhile |
 |---|---|---|
-| `keep_rollout` | a step that was judged of a state | AbortedError: another look judges anew |
+| `keep_rollout` | a step that was judged of a state | AbortedError: it is judged anew |
 | `keep_watch` | how the watch stands | AbortedError, if it was the watch that changed |
 | `change_rollout` | pin, or the gate's anchor | is made on top of that |
 | a note with `promote` | pin and anchor, or the watch, in one step with an activation | the same |
