@@ -16,7 +16,9 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -293,10 +295,13 @@ async def _profile(environment: pathlib.Path, options: Sequence[str], out: pathl
     """Runs `aiperf profile`; what it says is kept beside its files."""
     log = out / "output.log"
     program = (str(environment / "bin" / "aiperf"), "profile", *options)
-    with log.open("wb") as output:
+    # It leaves its prompts in the folder for temporary files.
+    scratch = tempfile.TemporaryDirectory(prefix="tiercel-aiperf-", ignore_cleanup_errors=True)
+    own = {"HF_HUB_CACHE": str(work_folder(NAME, "hub")), "TMPDIR": scratch.name}
+    with scratch, log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
             *tied_command(program),
-            env={**os.environ, **VARIABLES, "HF_HUB_CACHE": str(work_folder(NAME, "hub"))},
+            env={**os.environ, **VARIABLES, **own},
             cwd=out,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output,
@@ -312,10 +317,14 @@ async def _profile(environment: pathlib.Path, options: Sequence[str], out: pathl
             if process.returncode is None:
                 process.terminate()
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(END_WAIT_S):
-                        await process.wait()
+                    await asyncio.wait_for(process.wait(), END_WAIT_S)
+                with contextlib.suppress(ProcessLookupError):  # its own processes may be left
+                    os.killpg(process.pid, signal.SIGKILL)
+                await process.wait()
     if code:
-        raise CommandError(f"aiperf ended with {code} (log: {log})")
+        raise CommandError(
+            f"aiperf ended with {code} (log: {log}; why requests failed: profile_export.jsonl)"
+        )
 
 
 async def _book(door: str) -> DoorBook:
