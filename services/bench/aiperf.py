@@ -345,12 +345,12 @@ async def _run(plan: Plan, path: pathlib.Path | None) -> int:
     environment = await asyncio.to_thread(
         make_environment, root / ".venv-aiperf", NAME, root / "requirements" / "aiperf.txt"
     )
-    report = await measure(environment, plan)
-    report |= {
+    report = {
         "command": "make aiperf",
         "commit": facts.commit(root),
         "machine": facts.machine(),
         "at": facts.now(),
+        **await measure(environment, plan),
     }
     if path is not None:
         await save(report, path)
