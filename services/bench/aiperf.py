@@ -345,7 +345,7 @@ async def _run(plan: Plan, path: pathlib.Path | None) -> int:
     environment = await asyncio.to_thread(
         make_environment, root / ".venv-aiperf", NAME, root / "requirements" / "aiperf.txt"
     )
-    report = {
+    report: dict[str, Any] = {
         "command": "make aiperf",
         "commit": facts.commit(root),
         "machine": facts.machine(),
