@@ -317,7 +317,8 @@ async def _profile(environment: pathlib.Path, options: Sequence[str], out: pathl
             if process.returncode is None:
                 process.terminate()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(process.wait(), END_WAIT_S)
+                    async with asyncio.timeout(END_WAIT_S):
+                        await process.wait()
                 with contextlib.suppress(ProcessLookupError):  # its own processes may be left
                     os.killpg(process.pid, signal.SIGKILL)
                 await process.wait()
