@@ -433,6 +433,6 @@ def remove_ready_file(path: Path | None) -> None:
 
     A pipe or a device stays, and so does a link, which may be `/dev/stdout`.
     """
-    if path is not None and path.is_file() and not path.is_symlink():
-        with suppress(OSError):
+    with suppress(OSError):
+        if path is not None and path.is_file() and not path.is_symlink():
             path.unlink(missing_ok=True)

@@ -316,6 +316,6 @@ def test_only_an_ordinary_file_is_removed_as_the_ready_file(tmp_path: Path) -> N
     os.mkfifo(pipe)
     file.touch()
     link.symlink_to(file)
-    for path in (pipe, link, file, tmp_path / "none"):
+    for path in (pipe, link, file, tmp_path / "none", tmp_path / ("x" * 300), None):
         remove_ready_file(path)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["link", "pipe"]
