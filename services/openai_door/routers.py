@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from services.common.access.tls import Tls
 from services.common.channels import open_channel
 from services.common.clock import Clock
+from tiercel.calls import answer_of, give_up
 from tiercel.errors import is_transport_failure
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2_grpc
@@ -156,7 +157,7 @@ class Exchange:
         """Ends the call under way: the client has gone, and its work stops in Triton."""
         self.is_cancelled = True
         if self._call is not None:
-            self._call.cancel()
+            give_up(self._call)
 
     async def answer(self, request: pb2.GenerateRequest) -> pb2.GenerateResponse:
         """Returns a router's answer.
@@ -197,7 +198,7 @@ class Exchange:
                 request, timeout=timeout_s, metadata=(*self._metadata, stated)
             )
             try:
-                return _readable(await (call if method == "Generate" else call.read()))
+                return _readable(await (answer_of(call) if method == "Generate" else call.read()))
             except grpc.aio.AioRpcError as error:
                 if not is_transport_failure(error):
                     raise

@@ -21,6 +21,7 @@ from tritonclient.grpc import service_pb2_grpc as kserve_grpc
 from services.common.channels import open_channel
 from tests.kserve_requests import infer_request, said
 from tiercel import AsyncClient, DeadlineMissedError, RefusedError, TiercelError
+from tiercel.calls import answer_of
 from tiercel.errors import TRANSPORT_REASON, details_of
 
 MAX_TOKENS = 8
@@ -157,7 +158,7 @@ class _KServeRouter:
 
     async def infer(self, request: Any) -> None:
         try:
-            await self._stub.ModelInfer(request)
+            await answer_of(self._stub.ModelInfer(request))
         except grpc.aio.AioRpcError as error:
             raise _failed(error) from None
 

@@ -15,6 +15,7 @@ import grpc
 
 from tiercel import convert, errors, forks
 from tiercel.arguments import check, check_api_key
+from tiercel.calls import answer_of
 from tiercel.channels import (
     CONNECTIONS,
     Connection,
@@ -258,7 +259,7 @@ class AsyncClient:
             try:
                 async with self._bounded(left_s):
                     stub = self._stub(connection)
-                    reply = await call(stub, *self._timing(limit_s, left_s))
+                    reply = await answer_of(call(stub, *self._timing(limit_s, left_s)))
                 if reply is None:  # how grpc.aio hands over what it cannot read
                     raise errors.unreadable()
                 return reply
