@@ -10,6 +10,7 @@ import asyncio
 import os
 import socket
 import ssl
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,9 @@ def bounded_protocol(
                 answered.disconnected = True
                 answered.message_event.set()
             super().connection_lost(exc)
+            for waiting, _ in self.pipeline:  # it is never begun, so uvicorn never lets go of it
+                waiting.on_response = _nothing
+            self.pipeline.clear()
             if self._on_lost is not None:
                 self._on_lost()
 
@@ -163,7 +167,8 @@ def bounded_protocol(
                 self._end_parsing(HttpError(400, "TOO_MANY_REQUESTS_AHEAD", text))
             super().on_message_begin()
             self._is_in_head = True
-            self.scope["extensions"] = {CONNECTION: self}  # type: ignore[dict-item]
+            # No circle: what a request holds would stay until a collector looks, which is seldom.
+            self.scope["extensions"] = {CONNECTION: weakref.proxy(self)}  # type: ignore[dict-item]
 
         def on_header(self, name: bytes, value: bytes) -> None:
             if self._is_in_head:  # what comes after a body is no part of the head
@@ -290,6 +295,10 @@ def bounded_protocol(
             self._close()
 
     return BoundedProtocol
+
+
+def _nothing() -> None:
+    """What the end of an answer leads to whose client has left."""
 
 
 def _headers_too_large(most_bytes: int) -> HttpError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -167,6 +168,44 @@ async def test_what_is_never_read_is_not_kept(tmp_path: Path, more: bytes) -> No
         writer.write(more)
         await until(partial(is_alone, door), "the connection is let go")
         writer.close()
+
+
+@pytest.mark.parametrize(
+    ("sent", "delay_s"),
+    [
+        (PAGE, 0.0),
+        (asking(), 0.0),
+        (asking(), LIMIT_S),
+        (asking() * 2, LIMIT_S),
+        (asking()[:-1], 0.0),
+        (PAGE[:-1], 0.0),
+        (b"nonsense\r\n\r\n", 0.0),
+    ],
+    ids=["page", "answered", "given up", "two given up", "half a body", "half a head", "no HTTP"],
+)
+async def test_a_connection_that_has_ended_waits_for_no_collector(
+    tmp_path: Path, sent: bytes, delay_s: float
+) -> None:
+    """The door's looks after 50,000 new objects only; until then bodies would be kept."""
+    async with opened(tmp_path) as (door, fake):
+        fake.delay_s = delay_s
+        server: Any = door.server
+        connections = server._server.server_state.connections
+        gc.collect()
+        gc.disable()
+        try:
+            reader, writer = await asyncio.open_connection(*door.server.address)
+            await until(lambda: connections, "the door has the connection")
+            (kept,) = map(weakref.ref, connections)
+            writer.write(sent)
+            if delay_s:
+                await until(lambda: fake.specs, "the router has the request")
+            elif sent in (PAGE, asking()):
+                await answer_of(reader)
+            writer.close()
+            await until(lambda: kept() is None, "nothing holds the connection")
+        finally:
+            gc.enable()
 
 
 def test_a_client_that_leaves_with_requests_waiting_is_no_error(tmp_path: Path) -> None:
