@@ -168,7 +168,7 @@ def bounded_protocol(
             super().on_message_begin()
             self._is_in_head = True
             # No circle: what a request holds would stay until a collector looks, which is seldom.
-            self.scope["extensions"] = {CONNECTION: weakref.proxy(self)}  # type: ignore[dict-item]
+            self.scope["extensions"] = {CONNECTION: weakref.proxy(self)}
 
         def on_header(self, name: bytes, value: bytes) -> None:
             if self._is_in_head:  # what comes after a body is no part of the head
