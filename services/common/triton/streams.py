@@ -263,6 +263,8 @@ class TierStream:
                 await self._next
                 if call.done() and self._asking is None:
                     return
+        except asyncio.CancelledError:
+            pass  # kept by the task, it would keep its frames, and these the call's connection
         finally:
             self._streams.forget(self)
             if not call.done():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from tritonclient.grpc import service_pb2_grpc as kserve_grpc
 
 from services.common.tiers.errors import TierOverloadedError
 from services.common.triton.client import TritonClient
+from services.common.triton.streams import TierStream
 from tests.waiting import until
 
 
@@ -124,6 +126,25 @@ async def test_a_cancelled_request_takes_its_call_with_it() -> None:
         await until(lambda: server.cancelled == 1, "the server hears of it")
         await _ask(client)
         assert server.calls == 2
+
+
+async def test_a_call_that_was_cancelled_waits_for_no_collector() -> None:
+    """A router's looks seldom, and until then the call would keep its connection open."""
+
+    def is_gone() -> bool:
+        return not any(type(each) is TierStream for each in gc.get_objects())
+
+    async with serving() as (server, client):
+        gc.collect()
+        gc.disable()
+        try:
+            waiting = asyncio.create_task(_ask(client, "hang"))
+            await until(lambda: server.prompts, "the server has the request")
+            waiting.cancel()
+            await asyncio.wait([waiting])
+            await until(is_gone, "nothing holds the call")
+        finally:
+            gc.enable()
 
 
 async def test_a_failed_request_takes_its_call_with_it() -> None:
