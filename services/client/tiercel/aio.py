@@ -259,7 +259,9 @@ class AsyncClient:
             try:
                 async with self._bounded(left_s):
                     stub = self._stub(connection)
-                    reply = await answer_of(call(stub, *self._timing(limit_s, left_s)))
+                    reply: ReplyT | None = await answer_of(
+                        call(stub, *self._timing(limit_s, left_s))
+                    )
                 if reply is None:  # how grpc.aio hands over what it cannot read
                     raise errors.unreadable()
                 return reply
