@@ -53,7 +53,7 @@ def understood(environ: Mapping[str, str]) -> tuple[dict[str, str], list[Ignored
                 break
     _check_compression(usable, ignore)
     batch, queue = (
-        int(usable.get(name, default))
+        int(usable.get(name, str(default)).strip())
         for name, default in ((_BATCH, _DEFAULT_BATCH), (_QUEUE, _DEFAULT_QUEUE))
     )
     if batch > queue:

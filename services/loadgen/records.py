@@ -120,6 +120,8 @@ class RunRecords:
             for deadline_s in stated.values() if isinstance(stated, dict) else [stated]:
                 if not 0.0 < float(deadline_s) < math.inf:
                     raise ValueError("deadline_s is not above 0")
+            if isinstance(stated, dict) and not stated.keys() >= set(names["task"]):
+                raise ValueError("a task has no deadline_s")
         except Exception as error:  # numpy and zipfile raise a dozen types
             raise RecordsError(f"{path}: not a records file: {error}") from None
         return cls(columns, names, head["meta"])

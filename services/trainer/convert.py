@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import astuple, fields
 from typing import Any, NamedTuple
 
@@ -126,7 +127,19 @@ def experience_from(
         entry = experience_pb2.ExperienceEntry.FromString(payload)
     except DecodeError as error:
         raise BadRecordError("not an ExperienceEntry") from error
-    checks = Checks()
+    with _checks() as checks:
+        made = _experience_from(entry, checks, now_s, tasks, is_known)
+    return made  # noqa: RET504  # a block that may swallow errors does not count as returning
+
+
+def _experience_from(
+    entry: experience_pb2.ExperienceEntry,
+    checks: Checks,
+    now_s: float,
+    tasks: Collection[str],
+    is_known: Callable[[str, int], bool],
+) -> Experience:
+    """Returns the record of an entry; only sensible if nothing is wrong."""
     record: Any
     if entry.HasField("decision"):
         record, made = entry.decision, _decision_from(entry.decision, checks, tasks)
@@ -146,10 +159,6 @@ def experience_from(
     ahead_s = made.stamp_s - now_s
     limit = f"at most {MAX_AHEAD_S:g} s"
     checks.require(ahead_s <= MAX_AHEAD_S, "time", f"lies {ahead_s:g} s ahead", limit)
-    try:
-        checks.raise_if_any()
-    except InvalidArgumentError as error:
-        raise BadRecordError(error.message) from error
     return made
 
 
@@ -358,11 +367,10 @@ def decode_rollout(payload: bytes) -> RolloutState:
         stored = pb.RolloutState.FromString(payload)
     except DecodeError as error:
         raise BadRecordError("not a RolloutState") from error
-    checks = Checks()
-    _check_rollout(checks, stored)
-    if stored.HasField("watch"):
-        _check_stored_watch(checks, stored.watch)
-    _raise_bad(checks)
+    with _checks() as checks:
+        _check_rollout(checks, stored)
+        if stored.HasField("watch"):
+            _check_stored_watch(checks, stored.watch)
     info, watch = stored.rollout, stored.watch
     return RolloutState(
         number=info.rollout,
@@ -477,11 +485,15 @@ def trial_seen(report: system_state_pb2.TrialReport) -> TrialSeen:
     )
 
 
-def _raise_bad(checks: Checks) -> None:
+@contextlib.contextmanager
+def _checks() -> Iterator[Checks]:
+    """Has BadRecordError raised for what is wrong: at the end, or once there is too much of it."""
+    checks = Checks()
     try:
+        yield checks
         checks.raise_if_any()
     except InvalidArgumentError as error:
-        raise BadRecordError(str(error)) from error
+        raise BadRecordError(error.message) from error
 
 
 def encode_policy(record: PolicyRecord) -> bytes:
@@ -500,23 +512,22 @@ def decode_policy(stored: StoredPolicy) -> PolicyRecord:
         info = pb.PolicyInfo.FromString(stored.info)
     except DecodeError as error:
         raise BadRecordError("not a PolicyInfo") from error
-    checks = Checks()
-    named = (info.policy, info.policy_version) == (stored.name, stored.version)
-    checks.require(named, "policy", "is stored under another name")
-    checks.require(stored.name in LEARNED, "policy", "is none that has snapshots")
-    stage = Stage(info.stage) if info.stage in _STORED_STAGES else Stage.BUILT_IN
-    checks.require(stage is not Stage.BUILT_IN, "stage", f"is {info.stage}")
-    checks.text("feature_schema", info.feature_schema, MAX_NAME_CHARACTERS)
-    for name in ("description", "rejection", "force_reason"):
-        checks.text(name, getattr(info, name), MAX_TEXT_CHARACTERS)
-    checks.count("transition_count", info.transition_count)
-    checks.moment("publish_time", info.publish_time)
-    if checks.items("scores", info.scores, MAX_SCORE_COUNT):
-        for name, score in info.scores.items():
-            checks.text("scores", name, MAX_SCORE_NAME_CHARACTERS)
-            checks.require(math.isfinite(score), "scores", f"has {score}")
-    steps = _steps_from(info, checks)
-    _raise_bad(checks)
+    with _checks() as checks:
+        named = (info.policy, info.policy_version) == (stored.name, stored.version)
+        checks.require(named, "policy", "is stored under another name")
+        checks.require(stored.name in LEARNED, "policy", "is none that has snapshots")
+        stage = Stage(info.stage) if info.stage in _STORED_STAGES else Stage.BUILT_IN
+        checks.require(stage is not Stage.BUILT_IN, "stage", f"is {info.stage}")
+        checks.text("feature_schema", info.feature_schema, MAX_NAME_CHARACTERS)
+        for name in ("description", "rejection", "force_reason"):
+            checks.text(name, getattr(info, name), MAX_TEXT_CHARACTERS)
+        checks.count("transition_count", info.transition_count)
+        checks.moment("publish_time", info.publish_time)
+        if checks.items("scores", info.scores, MAX_SCORE_COUNT):
+            for name, score in info.scores.items():
+                checks.text("scores", name, MAX_SCORE_NAME_CHARACTERS)
+                checks.require(math.isfinite(score), "scores", f"has {score}")
+        steps = _steps_from(info, checks)
     return PolicyRecord(
         policy=info.policy,
         version=info.policy_version,

@@ -162,6 +162,9 @@ def test_deadlines_by_task_survive_a_file(tmp_path: Any) -> None:
     dataclasses.replace(records, meta={"deadline_s": {"sort": 0.0}}).save(path)
     with pytest.raises(RecordsError, match="deadline_s is not above 0"):
         RunRecords.load(path)
+    dataclasses.replace(records, meta={"deadline_s": {"piqa": 0.5}}).save(path)
+    with pytest.raises(RecordsError, match="a task has no deadline_s"):
+        RunRecords.load(path)
 
 
 def test_a_damaged_file_is_named(tmp_path: Any) -> None:

@@ -139,6 +139,7 @@ def test_outcome(status: str, ending: Ending) -> None:
             features=b"",
             feature_count=0,
         ),
+        decision(candidates=[common_pb2.Candidate(tier="t" * 999, endpoint="e" * 999)] * 30),
         *(
             decision(features=features(quality=value).tobytes())
             for value in (7e4, -7e4, 1.1, -0.1, math.inf, math.nan)
@@ -201,6 +202,7 @@ def policy_info(**changes: Any) -> pb.PolicyInfo:
         policy_info(description="d" * 5_000),
         policy_info(scores={"performance": math.nan}),
         policy_info(scores={str(n): 0.5 for n in range(100)}),
+        policy_info(scores={"s" * 99 + str(n): math.inf for n in range(30)}),
         policy_info(publish_time=Timestamp(seconds=2**62)),
         policy_info(publish_time=Timestamp(nanos=-1)),
     ],
