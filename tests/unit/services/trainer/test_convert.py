@@ -102,6 +102,7 @@ def test_decision() -> None:
         ("FAILED", Ending.REFUSED),
         ("CANCELLED", Ending.CANCELLED),
         ("LEASE_EXPIRED", Ending.CANCELLED),
+        ("INVALID", Ending.CANCELLED),
     ],
 )
 def test_outcome(status: str, ending: Ending) -> None:
