@@ -135,6 +135,21 @@ async def test_another_worker_with_the_key_closes_a_ticket() -> None:
 
 
 @scenario
+async def test_a_ticket_closed_at_two_routers_is_one_outcome_to_the_learner() -> None:
+    """Neither knows of the other's close; both records name the same decision."""
+    rigs = first, second = make_rig(ticket_key="k" * 32), make_rig(ticket_key="k" * 32)
+    second.core.leases._router_id = "r2"
+    ticket = first.core.leases.route(routed(first)).ticket
+    for rig in rigs:
+        rig.core.leases.close(ticket, DONE)
+    records = [(await rig.records())[-1].outcome for rig in rigs]
+    keys = {(record.router_id, record.epoch, record.sequence) for record in records}
+    assert keys == {("r1", first.core.leases._epoch, 1)}
+    assert [rig.core.accounts.counts.on_time for rig in rigs] == [1, 0]
+    first.assert_settled()
+
+
+@scenario
 async def test_a_forged_ticket_is_bad_input() -> None:
     """INVALID_ARGUMENT, not a crash."""
     rig = make_rig()
