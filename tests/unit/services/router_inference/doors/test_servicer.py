@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from services.common.errors import DeadlineExceededError, InvalidArgumentError, NotFoundError
+from services.router_inference.doors.convert import TIMEOUT_KEY
 from services.router_inference.doors.servicer import READER_GRACE_S, REASON_NOT_READ
 from services.router_inference.job import Outcome
 from tests.unit.services.router_inference.parts import make_rig
@@ -20,9 +21,17 @@ from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 class Call:
     """What handlers ask a gRPC call for, with a reader that takes what is written, or nothing."""
 
-    def __init__(self, *, is_read: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        is_read: bool = True,
+        metadata: tuple[tuple[str, str], ...] = (),
+        left_s: float | None = None,
+    ) -> None:
         self.written: list[Any] = []
         self._is_read = is_read
+        self._metadata = metadata
+        self._left_s = left_s
 
     async def write(self, message: Any) -> None:
         """Takes a message as it is now, as the wire does, or waits for ever."""
@@ -31,16 +40,16 @@ class Call:
         self.written.append(type(message).FromString(message.SerializeToString()))
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
-        """Returns no metadata."""
-        return ()
+        """Returns its metadata; none unless a test asks for some."""
+        return self._metadata
 
     def peer(self) -> str:
         """Returns an address."""
         return "ipv4:127.0.0.1:50000"
 
     def time_remaining(self) -> float | None:
-        """Returns that the call has no deadline."""
-        return None
+        """Returns the time left; None: the call has no deadline."""
+        return self._left_s
 
 
 CALL: Any = Call()
@@ -52,6 +61,23 @@ async def test_generate_answers_in_one_piece() -> None:
     """Text and completion in one message."""
     response = await make_rig().core.servicer.Generate(pb2.GenerateRequest(spec=SPEC), CALL)
     assert (response.text, response.completion.tier) == ("ab", "large")
+
+
+@scenario
+async def test_how_long_calls_waited_is_counted() -> None:
+    """What is missing of a stated limit is the wait; a call that states none counts for none."""
+    rig = make_rig()
+    waited: Any = Call(metadata=((TIMEOUT_KEY, "5000"),), left_s=4.75)
+    for call in (CALL, waited):
+        await rig.core.servicer.Generate(pb2.GenerateRequest(spec=SPEC), call)
+    found = {
+        sample.name: sample.value
+        for family in rig.core.accounts.collect()
+        for sample in family.samples
+        if family.name == "tiercel_call_wait_seconds"
+    }
+    assert found["tiercel_call_wait_seconds_count"] == 1.0
+    assert found["tiercel_call_wait_seconds_sum"] == pytest.approx(0.25)
 
 
 @scenario
