@@ -490,6 +490,25 @@ async def test_promotions_come_from_the_trainer(tmp_path: Path, triton: FakeTrit
     await trainer.stop()
 
 
+async def test_a_trainer_that_is_back_needs_no_promotion(
+    tmp_path: Path, triton: FakeTriton
+) -> None:
+    """That it is reached is known at once, though it has nothing new to say."""
+    trainer = await FakeTrainer().start()
+    toml = mesh_toml([("e0", triton.address)], trainer=trainer.address, router="reconnect_s = 0.2")
+    async with running_router(tmp_path, toml) as router:
+
+        async def gives(*reasons: str) -> bool:
+            return (await status(router)).degraded_reasons == list(reasons)
+
+        await until(gives, "the trainer is reached")
+        await trainer.stop()
+        await until(lambda: gives("TRAINER_UNREACHABLE"), "the missing trainer is noticed")
+        await trainer.start()
+        await until(gives, "the trainer is reached again")
+    await trainer.stop()
+
+
 async def test_redis_absent_at_start_and_back(
     tmp_path: Path, triton: FakeTriton, redis_server: RedisServer
 ) -> None:
