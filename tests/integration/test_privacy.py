@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 import redis
+from tritonclient.grpc import service_pb2_grpc as kserve_grpc
 
 from services.common.access.keys import new_key, write_keys
 from services.common.access.roles import Role
@@ -18,6 +19,7 @@ from tests.conftest import RedisServer
 from tests.fakes.otlp_sink import OtlpSink
 from tests.fakes.router_process import mesh_toml, router_process
 from tests.fakes.triton import FakeTriton, Script
+from tests.kserve_requests import infer_request
 from tests.waiting import LIMIT_S, until
 from tiercel import AsyncClient, TiercelError
 
@@ -73,6 +75,7 @@ async def test_what_a_router_writes_holds_no_prompt_answer_or_key(
         async with AsyncClient(router.address, api_key=text) as client:
             for triton.default in SCRIPTS.values():
                 await _ask(client)
+                await _ask_by_kserve(router.address, text)
             with pytest.raises(TiercelError):
                 await client.generate(PROMPT * 10_000, task="piqa")
             with pytest.raises(TiercelError):
@@ -119,6 +122,18 @@ async def _ask(client: AsyncClient) -> None:
                 await client.generate(PROMPT, task="piqa", conversation_id=CONVERSATION)
         except TiercelError:
             pass
+
+
+async def _ask_by_kserve(address: str, key: str) -> None:
+    """Asks as a client of Triton does; whether there is an answer does not matter."""
+    parameters = {"tiercel_task": "piqa", "tiercel_conversation_id": CONVERSATION}
+    request = infer_request(prompt=PROMPT.encode(), parameters=parameters)
+    metadata = (("authorization", f"Bearer {key}"),)
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub: Any = kserve_grpc.GRPCInferenceServiceStub(channel)
+        code = await stub.ModelInfer(request, metadata=metadata, timeout=LIMIT_S).code()
+    # It came as far as a tier.
+    assert code not in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.NOT_FOUND)
 
 
 def _page(address: str) -> bytes:
