@@ -209,13 +209,9 @@ async def test_health_and_reflection_know_the_service(router: RunningRouter) -> 
     assert file.file_descriptor_response.file_descriptor_proto
 
 
-async def test_buf_asks_without_any_file(router: RunningRouter) -> None:
-    """`buf curl` finds the service by reflection and speaks JSON to it."""
-    data = {"model_name": "small", "inputs": [
-        {"name": "text_input", "datatype": "BYTES", "shape": [1],
-         "contents": {"bytes_contents": [base64.b64encode(b"hello").decode()]}},
-    ]}  # fmt: skip
-    url = f"http://{router.address}/{SERVICE}/ModelInfer"
+async def asked_by_buf(router: RunningRouter, method: str, data: dict[str, Any]) -> Any:
+    """Calls a method by `buf curl`, which finds it by reflection; returns the answer."""
+    url = f"http://{router.address}/{method}"
     process = await asyncio.create_subprocess_exec(
         str(Path(sys.executable).with_name("buf")), "curl", "--protocol", "grpc",
         "--http2-prior-knowledge", "--data", json.dumps(data), url,
@@ -223,7 +219,23 @@ async def test_buf_asks_without_any_file(router: RunningRouter) -> None:
     )  # fmt: skip
     out, err = await asyncio.wait_for(process.communicate(), WAIT_S)
     assert process.returncode == 0, err
-    answer = json.loads(out)
+    return json.loads(out)
+
+
+@pytest.mark.parametrize("service", ["", "liveness", SERVICE])
+async def test_buf_asks_for_health(router: RunningRouter, service: str) -> None:
+    """By the standard service, of the whole router and of this door."""
+    answer = await asked_by_buf(router, "grpc.health.v1.Health/Check", {"service": service})
+    assert answer == {"status": "SERVING"}
+
+
+async def test_buf_asks_without_any_file(router: RunningRouter) -> None:
+    """`buf curl` finds the service by reflection and speaks JSON to it."""
+    data = {"model_name": "small", "inputs": [
+        {"name": "text_input", "datatype": "BYTES", "shape": [1],
+         "contents": {"bytes_contents": [base64.b64encode(b"hello").decode()]}},
+    ]}  # fmt: skip
+    answer = await asked_by_buf(router, f"{SERVICE}/ModelInfer", data)
     assert base64.b64decode(answer["rawOutputContents"][0])[4:] == b"helloabc"
     assert answer["parameters"]["tiercel_tier"] == {"stringParam": "small"}
 
