@@ -24,6 +24,7 @@ def books() -> list[minutes_pb2.Minute]:
     found = []
     for number in (0, 1, 60, 61):
         tasks = task(on_time=98, late=2, quality=0.9, target=0.99), task("chat", on_time=10)
+        tasks[0].smooth_answer_sum = 98.9
         looked = hindsight(110, 109.0, 0.5, 0.7, 0.95) if number >= 60 else None
         if looked is not None:
             looked.tasks.add(task="chat", recorded_count=10, bound_sum=10.0)
@@ -75,6 +76,8 @@ def test_a_report_says_what_was_saved_and_what_it_cost(
     assert "Below target: sort." in text
     assert "sort 400 0.9800! 8 0 0 0.99 4/4" in text
     assert "sort 0.882 0.118 0.100" in text
+    # A late answer counts its part; of the other task no router told a sum.
+    assert "answers per second in time smooth sort 1.63 1.65 chat 0.17 -" in text
     assert "over 2 of 4 minutes with requests" in text
     assert "2026-11-29 01:00 220 0.9818 0.893 0.107 - -" in text
     assert "2026-11-29 02:00 220 0.9818 0.893 0.107 0.091 3" in text
