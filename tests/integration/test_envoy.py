@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc.aio
 import httpx
 import pytest
 import yaml
 from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.common.access.keys import new_key, write_keys
 from services.common.access.roles import Role
@@ -146,6 +148,21 @@ async def test_the_router_chooses_endpoint_and_tier(
         assert mesh.counted("on_time") == 1
         choice = mesh.router.core.explanations.find(reply.headers["x-request-id"])
         assert choice is not None
+
+
+@pytest.mark.parametrize(
+    "name", ["liveness", "readiness", "envoy.service.ext_proc.v3.ExternalProcessor"]
+)
+async def test_health_is_told_where_a_gateway_asks(tmp_path: Path, name: str) -> None:
+    """At the picker's own address, by the names that gateways and their probes use."""
+    async with (
+        running_router(tmp_path, mesh_toml([("e0", "127.0.0.1:1")], router=OWN)) as router,
+        grpc.aio.insecure_channel(router.addresses["envoy"]) as channel,
+    ):
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        asked = health_pb2.HealthCheckRequest(service=name)
+        reply = await stub.Check(asked, timeout=LIMIT_S)
+    assert reply.status == health_pb2.HealthCheckResponse.SERVING
 
 
 async def test_an_endpoint_that_is_gone_is_passed_over(
