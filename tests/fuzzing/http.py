@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import hashlib
 import json
 import logging
 import random
@@ -28,6 +29,8 @@ from tests.fuzzing.bugs import Bugs
 from tests.fuzzing.octets import VALUES, changed_bytes
 from tests.waiting import until
 
+KEPT = Path(__file__).parent / "kept" / "http"
+"""Requests that once found a defect; every run sends them first."""
 PATHS = ("/v1/chat/completions", "/v1/completions")
 OTHER_PATHS = ("/v1/models", "/v1/models/tiercel", "/health", "/nothing")
 BODIES: tuple[dict[str, Any], ...] = (
@@ -167,22 +170,48 @@ def wrong(answer: bytes) -> str:
     return ""
 
 
+def keep(pieces: list[bytes]) -> str:
+    """Keeps a request that found a defect, as it was sent; returns the name of its file."""
+    text = json.dumps([piece.decode("latin-1") for piece in pieces])
+    path = KEPT / f"{hashlib.sha256(text.encode()).hexdigest()[:8]}.json"
+    KEPT.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path.name
+
+
+def kept() -> list[list[bytes]]:
+    """Returns the requests that were kept."""
+    texts = (json.loads(path.read_text()) for path in sorted(KEPT.glob("*.json")))
+    return [[piece.encode("latin-1") for piece in text] for text in texts]
+
+
 async def fuzz(
     door: RunningDoor,
     *,
     count: int,
     seed: int,
     end_s: float,
+    keeps: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Report:
-    """Sends wrong requests until their number or the time is reached."""
+    """Sends wrong requests, the kept ones first, until their number or the time is reached.
+
+    Args:
+        door: the door.
+        count: requests beside the kept ones.
+        seed: of every choice.
+        end_s: sends nothing after this, by the monotonic clock.
+        keeps: True writes what finds a defect into the folder of kept requests.
+        say: told how far it is.
+    """
     report, bugs, rng = Report(), Bugs(), random.Random(seed)
+    first = kept()
     logging.getLogger().addHandler(bugs)
     try:
-        for number in range(count):
+        for number in range(len(first) + count):
             if time.monotonic() > end_s or len(report.problems) >= _MOST_PROBLEMS:
                 break
-            pieces = request_of(rng)
+            pieces = first[number] if number < len(first) else request_of(rng)
             try:
                 async with asyncio.timeout(_ANSWER_S):
                     answer = await send(door, pieces)
@@ -192,7 +221,8 @@ async def fuzz(
                 problem = repr(error)
             problem = problem or "; ".join(bugs.seen)
             if problem:
-                report.problems.append(f"input {number}: {problem}: {pieces!r:.2000}")
+                name = keep(pieces) if keeps else "not kept"
+                report.problems.append(f"input {number} ({name}): {problem}: {pieces!r:.2000}")
                 bugs.seen.clear()
             if number % _PROBE_EVERY == 0:
                 good = await door.client.post(PATHS[1], json={"model": "small", "prompt": "hi"})
@@ -232,6 +262,7 @@ def main() -> int:
                 count=given.count,
                 seed=given.seed,
                 end_s=started_s + given.seconds,
+                keeps=True,
                 say=lambda text: print(f"{time.monotonic() - started_s:6.0f} s  {text}"),
             )
         )

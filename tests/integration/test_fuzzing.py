@@ -137,6 +137,26 @@ async def test_wrong_requests_over_http_break_nothing(tmp_path: Path) -> None:
     assert {"200", "400", "404", "405", "408", "closed"} <= report.statuses.keys()
 
 
+async def test_a_request_that_found_a_defect_is_sent_first_from_then_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is kept byte for byte, in its pieces; who does not keep sends it too."""
+    sent: list[list[bytes]] = []
+
+    async def failing(_: Any, pieces: list[bytes]) -> bytes:
+        sent.append(pieces)
+        return b"HTTP/1.1 500 Bug\r\n\r\n"
+
+    monkeypatch.setattr(http, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr(http, "send", failing)
+    monkeypatch.setattr(http, "request_of", lambda _: [b"\xff\r\n", b""])
+    for count, keeps in ((1, True), (0, False)):
+        report = await http.run(tmp_path, count=count, seed=SEED, end_s=math.inf, keeps=keeps)
+        assert ["status 500" in problem for problem in report.problems] == [True]
+    assert sent == [[b"\xff\r\n", b""]] * 2
+    assert len(http.kept()) == 1
+
+
 async def test_wrong_answers_of_servers_break_nothing() -> None:
     """None that is not complete is taken for an answer, and every right one is."""
     report = await streams.fuzz(count=3 * CALLS, seed=SEED, end_s=math.inf)
