@@ -47,9 +47,9 @@ test: setup checkers $(DOORS_VENV) $(KERNELS) ## run every test: unit, integrati
 	.venv/bin/python -m pytest -n $(LANES)
 
 DOOR_TESTS := $(wildcard tests/integration/test_doors.py tests/integration/test_kserve*.py tests/integration/test_openai*.py \
-	tests/integration/test_envoy*.py)
+	tests/integration/test_envoy*.py) tests/e2e/test_examples.py
 .PHONY: test-doors
-test-doors: setup $(DOORS_VENV) $(KERNELS) ## every door, asked by clients that are not ours (tritonclient, perf_analyzer, ...)
+test-doors: setup $(DOORS_VENV) $(KERNELS) ## every door, asked by clients that are not ours (tritonclient, perf_analyzer, curl, ...; aiperf: make aiperf)
 	.venv/bin/python -m pytest $(DOOR_TESTS)
 
 # Not part of the tests: what aiperf brings is 900 MB.
