@@ -100,6 +100,10 @@ BUDGETS: Mapping[str, Budget] = {
         "Envoy's door, CPU time of an exchange with the message of its end",
         "a picker whose answers are constant", "us", 1.4, True,
     ),
+    "envoy_stream_128": Budget(
+        "Envoy's door, tokens of streams of 128, by the CPU time of an exchange",
+        "bare relay of single tokens", RATE, 10.0, False,
+    ),
     "workers_2": Budget(
         "two workers behind one port, requests", "one worker", RATE, 0.90, False
     ),

@@ -2,7 +2,8 @@
 
 Both are asked as our Envoy asks: one stream for each exchange, the request's headers first, and the
 answer's end by trailers last. Neither an Envoy nor a server runs: only the CPU time of the picker's
-process counts, as in `services.bench.hop`.
+process counts, as in `services.bench.hop`. An exchange is all that Python does for an answer behind
+Envoy, however many tokens it has: the second metric sets that beside a relay of every token.
 """
 
 from __future__ import annotations
@@ -24,21 +25,25 @@ from services.bench.load import (
     Ask,
     answered,
     cpu_per_request_s,
+    generation,
     open_call,
+    streaming,
     unanswered,
 )
-from services.bench.peers import PROCESS
+from services.bench.peers import PROCESS, STREAM
 from services.bench.readings import Reading
 from services.bench.routers import TASK, start_router
 from tiercel.envoy.v3 import external_processor_pb2 as pb2
+from tiercel.router_inference.v1 import router_inference_service_pb2 as router_pb2
 
-NAME = "envoy"
+NAME, STREAMED = "envoy", "envoy_stream_128"
+TOKENS = 128
 _FILTER = "envoy.filters.http.ext_proc"
 _ID = "00000000-0000-4000-8000-%012x"
 
 
 async def measure(bench: Bench) -> list[Reading]:
-    """Measures the one metric of this group."""
+    """Measures what is wanted of this group."""
     bench.say(0.0, "starting servers")
     router, peer = await asyncio.gather(
         _router(bench), bench.start("picker", "services.bench.peers", "picker")
@@ -47,16 +52,32 @@ async def measure(bench: Bench) -> list[Reading]:
         "router": Subject(router, exchanging(bench, router)),
         "constant": Subject(peer, exchanging(bench, peer)),
     }
+    if STREAMED in bench.wanted:
+        pair["relay"] = await _relay(bench)
     for number in range(bench.rounds + 1):
         for kind, subject in pair.items():
             bench.say(number / (bench.rounds + 1), f"round {number} of {bench.rounds}: {kind}")
             # The first round warms up and is not kept.
-            count = math.ceil(bench.part(1_000 if number else 300))
+            count = math.ceil(bench.part(1_000 if number else 300) / (4 if kind == "relay" else 1))
             cpu_s = await cpu_per_request_s(subject.ask, subject.server, count)
             subject.cpu_s_R += [cpu_s] if number else []
-    own_R, constant_R = ([1e6 * cpu_s for cpu_s in each.cpu_s_R] for each in pair.values())
+    own_R, constant_R = (
+        [1e6 * cpu_s for cpu_s in pair[kind].cpu_s_R] for kind in ("router", "constant")
+    )
     parts = {"exchanges per CPU s": 1e6 / statistics.median(own_R)}
-    return [Reading(NAME, own_R, constant_R, parts)]
+    readings = [Reading(NAME, own_R, constant_R, parts)]
+    if STREAMED in bench.wanted:
+        tokens_R = [TOKENS * rate for rate in pair["router"].rate_R]
+        readings.append(Reading(STREAMED, tokens_R, pair["relay"].rate_R, parts))
+    return readings
+
+
+async def _relay(bench: Bench) -> Subject:
+    """Starts a relay of single tokens, and the backend behind it."""
+    backend = await bench.start("backend", "services.bench.peers", "backend", str(TOKENS))
+    relay = await bench.start("relay", "services.bench.peers", "proxy", backend.address)
+    wanted = router_pb2.GenerateStreamRequest(spec=generation(TASK, TOKENS))
+    return Subject(relay, streaming(bench, relay, STREAM, wanted.SerializeToString()), TOKENS)
 
 
 async def _router(bench: Bench) -> Server:

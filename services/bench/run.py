@@ -27,7 +27,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "stream_coalesced", "kserve", "kserve_stream", "kserve_stream_coalesced",
     ),
     "doors": ("openai", "openai_stream"),
-    "gateway": ("envoy",),
+    "gateway": ("envoy", "envoy_stream_128"),
     "workers": ("workers_2",),
     "state": ("state_64x64", "state_64x64_monitor", "state_256x1024"),
 }  # fmt: skip
