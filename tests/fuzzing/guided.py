@@ -104,11 +104,15 @@ def _in_a_process(name: str, seconds: int, seed: int) -> tuple[int, str, str]:
     """Returns how many inputs a reader got, what they reached, and what it failed with."""
     command: list[Any] = [sys.executable, "-m", "tests.fuzzing.guided", "--one", name]
     command += ["--seconds", str(seconds), "--seed", str(seed)]
+    limit_s = seconds * 3 + _SPARE_S
     with tempfile.TemporaryDirectory() as folder:  # the library ends the process before it tidies
-        done = subprocess.run(
-            tied_command(command), capture_output=True, text=True, errors="replace", check=False,
-            timeout=seconds * 3 + _SPARE_S, env={**os.environ, "TMPDIR": folder},
-        )  # fmt: skip
+        try:
+            done = subprocess.run(
+                tied_command(command), capture_output=True, text=True, errors="replace",
+                check=False, timeout=limit_s, env={**os.environ, "TMPDIR": folder},
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return 0, "?", f"did not end within {limit_s:g} s"
     said = done.stdout + done.stderr
     count = re.search(r"stat::number_of_executed_units:\s+(\d+)", said)
     reached = re.findall(r"\bcov: (\d+)", said)
