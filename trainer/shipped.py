@@ -12,7 +12,8 @@ from router.folders import checkout
 
 _PACKAGE = Path(__file__).resolve().parent
 PROFILES, QUALITY, POLICIES = "profiles", "quality", "policies"
-_SUFFIX = {PROFILES: ".toml", QUALITY: ".toml", POLICIES: ".safetensors"}
+SNAPSHOT_SUFFIX = ".safetensors"
+_SUFFIX = {PROFILES: ".toml", QUALITY: ".toml", POLICIES: SNAPSHOT_SUFFIX}
 
 
 class NotShippedError(LookupError):
@@ -27,6 +28,11 @@ def shipped(*parts: str) -> Path:
 def shipped_names(folder: str) -> list[str]:
     """Returns the names of the shipped files of a folder, without their suffix."""
     return sorted(path.stem for path in shipped(folder).glob(f"*{_SUFFIX[folder]}"))
+
+
+def named(folder: str, name: str) -> Path:
+    """Returns where the shipped file of a name is, if there is one."""
+    return shipped(folder, name + _SUFFIX[folder])
 
 
 def find(folder: str, name: str) -> Path:
@@ -44,5 +50,5 @@ def find(folder: str, name: str) -> Path:
         return path
     known = shipped_names(folder)
     if name in known:
-        return shipped(folder, name + _SUFFIX[folder])
+        return named(folder, name)
     raise NotShippedError(f"no file and no shipped name {name!r}; known: {', '.join(known)}")

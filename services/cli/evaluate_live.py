@@ -19,10 +19,9 @@ from services.cli.output import console, note, table
 from services.common.files import read_text
 from services.loadgen.process import LoadProcessError
 from services.local.errors import CommandError, InputError
-from services.local.learned import SNAPSHOT_SUFFIX, shipped_snapshot
 from services.local.paced_mesh import paced_options
 from services.local.run import run_owning_children
-from trainer.shipped import PROFILES, QUALITY
+from trainer.shipped import POLICIES, PROFILES, QUALITY, SNAPSHOT_SUFFIX, named
 
 if TYPE_CHECKING:
     from services.live.compare import Plan
@@ -129,7 +128,7 @@ def _policies(
     files = [pathlib.Path(name) for name in asked if name.endswith(SNAPSHOT_SUFFIX)]
     if len(files) > 1:
         raise InputError("--policy: one snapshot file at most with --live")
-    own = shipped_snapshot(profile.stem)
+    own = named(POLICIES, profile.stem)
     snapshot = files[0] if files else own if own.is_file() else None
     names = [DQN if name.endswith(SNAPSHOT_SUFFIX) else name for name in asked]
     if not names:

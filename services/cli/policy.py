@@ -19,11 +19,10 @@ from services.cli.policy_facts import snapshot_facts
 from services.common.enum_names import name_of
 from services.local.calls import call
 from services.local.errors import CommandError, InputError
-from services.local.learned import SNAPSHOT_SUFFIX
 from services.local.target import Target, need_routers, resolve
 from tiercel.router_inference.v1 import router_inference_service_pb2 as router_pb
 from tiercel.trainer.v1 import trainer_service_pb2 as trainer_pb
-from trainer.shipped import POLICIES, NotShippedError, find
+from trainer.shipped import POLICIES, SNAPSHOT_SUFFIX, NotShippedError, find
 
 PolicyArgument = Annotated[
     str, typer.Argument(help="Version or name in the registry, a snapshot file or a shipped name.")

@@ -7,7 +7,8 @@ checking stops, whatever else is wrong.
 
 from __future__ import annotations
 
-from collections.abc import Sized
+import contextlib
+from collections.abc import Callable, Iterator, Sized
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -108,3 +109,18 @@ class Checks:
             (field, problem, limit), *others = self._found
             more = [(name, with_limit(what, bound)) for name, what, bound in others]
             raise InvalidArgumentError(field, problem, limit, more=more)
+
+
+@contextlib.contextmanager
+def checks_of_stored(wrong: Callable[[str], Exception]) -> Iterator[Checks]:
+    """Has what is wrong with something stored raised: at the end, or once there is too much of it.
+
+    Args:
+        wrong: Makes the error of a text: nobody's request is to blame.
+    """
+    checks = Checks()
+    try:
+        yield checks
+        checks.raise_if_any()
+    except InvalidArgumentError as error:
+        raise wrong(error.message) from error

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import TypeVar
 
 from google.protobuf.message import Message
 
-from services.common.checks import MAX_COUNT, Checks
-from services.common.errors import InvalidArgumentError
+from services.common.checks import MAX_COUNT, Checks, checks_of_stored
 from services.common.mesh_settings import MOST_TARGET
 from services.common.state.minute_store import MINUTE_S
 from services.load_monitor.convert import check_latency, check_outcomes
@@ -30,7 +27,7 @@ AnyMessage = TypeVar("AnyMessage", bound=Message)
 def minute_of(payload: bytes) -> pb.Minute:
     """Returns a stored minute; raises ValueError if it is none."""
     minute = _parsed(pb.Minute, payload)
-    with _checks() as bad:
+    with checks_of_stored(ValueError) as bad:
         start_s = bad.moment("start_time", minute.start_time)
         bad.require(start_s % MINUTE_S == 0, "start_time", "begins no minute")
         bad.duration("observed", minute.observed, 0.0, MINUTE_S)
@@ -46,7 +43,7 @@ def minute_of(payload: bytes) -> pb.Minute:
 def hindsight_of(payload: bytes) -> pb.Hindsight:
     """Returns what a trainer has stored of a minute; raises ValueError if it is nothing of it."""
     hindsight = _parsed(pb.Hindsight, payload)
-    with _checks() as bad:
+    with checks_of_stored(ValueError) as bad:
         _check_hindsight(bad, hindsight)
     return hindsight
 
@@ -58,17 +55,6 @@ def _parsed(kind: type[AnyMessage], payload: bytes) -> AnyMessage:
         return kind.FromString(payload)
     except Exception as error:  # the parser's own type is no part of its interface
         raise ValueError(f"is no message: {error}") from error
-
-
-@contextlib.contextmanager
-def _checks() -> Iterator[Checks]:
-    """Has ValueError raised for what is wrong: at the end, or once there is too much of it."""
-    bad = Checks()
-    try:
-        yield bad
-        bad.raise_if_any()
-    except InvalidArgumentError as error:
-        raise ValueError(error.message) from error
 
 
 def _check_task(bad: Checks, field: str, task: pb.TaskMinute) -> None:

@@ -14,12 +14,10 @@ from router.policies.table import DQN, base_name
 from router.profile import parse_profile
 from router.types import InvalidFileError, is_finite_number
 from services.common.files import read_bytes, read_text
-from trainer.shipped import POLICIES, shipped
+from trainer.shipped import POLICIES, SNAPSHOT_SUFFIX, named
 
 BASELINE: Final = "price"
 """What a mesh starts with where no learned policy fits, and what such a policy has to match."""
-SNAPSHOT_SUFFIX: Final = ".safetensors"
-"""How names of snapshot files end."""
 TRAINED: Final = ("train", f"policy{SNAPSHOT_SUFFIX}")
 """Where `tiercel train` writes its snapshot, below the state folder, if not told otherwise."""
 _AVAILABILITY_LOSS = 0.005
@@ -39,11 +37,6 @@ class StartPolicy:
     name: str
     snapshot: pathlib.Path | None
     reason: str
-
-
-def shipped_snapshot(profile: str) -> pathlib.Path:
-    """Returns where the snapshot that comes with a shipped profile is, if there is one."""
-    return shipped(POLICIES, f"{profile}{SNAPSHOT_SUFFIX}")
 
 
 def start_policy(profile: pathlib.Path, tiers: Sequence[str], asked: str = "") -> StartPolicy:
@@ -70,7 +63,7 @@ def _fitting(profile: pathlib.Path, tiers: Sequence[str]) -> StartPolicy:
     except (OSError, UnicodeDecodeError, InvalidFileError):
         # Who reads it next says what is wrong with it.
         return StartPolicy(BASELINE, None, f"the profile {profile} cannot be read")
-    found = [("trained here", state_folder(*TRAINED)), ("shipped", shipped_snapshot(name))]
+    found = [("trained here", state_folder(*TRAINED)), ("shipped", named(POLICIES, name))]
     refused = []
     for origin, path in found:
         if not path.is_file():

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import astuple, fields
 from typing import Any, NamedTuple
 
@@ -17,8 +16,7 @@ from router.dqn.snapshot import MAX_SCORE_COUNT, MAX_SCORE_NAME_CHARACTERS
 from router.features import FEATURE_COUNT, FEATURES, SCHEMA
 from router.policies.table import LEARNED
 from router.watch import CLASSES, Figures, WatchLimits, WatchReport
-from services.common.checks import MAX_COUNT, MAX_NAME_CHARACTERS, Checks
-from services.common.errors import InvalidArgumentError
+from services.common.checks import MAX_COUNT, MAX_NAME_CHARACTERS, Checks, checks_of_stored
 from services.common.state.policy_store import StoredPolicy
 from services.common.times import duration_of, set_duration
 from services.trainer.model import (
@@ -127,7 +125,7 @@ def experience_from(
         entry = experience_pb2.ExperienceEntry.FromString(payload)
     except DecodeError as error:
         raise BadRecordError("not an ExperienceEntry") from error
-    with _checks() as checks:
+    with checks_of_stored(BadRecordError) as checks:
         made = _experience_from(entry, checks, now_s, tasks, is_known)
     return made  # noqa: RET504  # a block that may swallow errors does not count as returning
 
@@ -367,7 +365,7 @@ def decode_rollout(payload: bytes) -> RolloutState:
         stored = pb.RolloutState.FromString(payload)
     except DecodeError as error:
         raise BadRecordError("not a RolloutState") from error
-    with _checks() as checks:
+    with checks_of_stored(BadRecordError) as checks:
         _check_rollout(checks, stored)
         if stored.HasField("watch"):
             _check_stored_watch(checks, stored.watch)
@@ -485,17 +483,6 @@ def trial_seen(report: system_state_pb2.TrialReport) -> TrialSeen:
     )
 
 
-@contextlib.contextmanager
-def _checks() -> Iterator[Checks]:
-    """Has BadRecordError raised for what is wrong: at the end, or once there is too much of it."""
-    checks = Checks()
-    try:
-        yield checks
-        checks.raise_if_any()
-    except InvalidArgumentError as error:
-        raise BadRecordError(error.message) from error
-
-
 def encode_policy(record: PolicyRecord) -> bytes:
     """Returns the form a policy has in the store."""
     return policy_info(record).SerializeToString()
@@ -512,7 +499,7 @@ def decode_policy(stored: StoredPolicy) -> PolicyRecord:
         info = pb.PolicyInfo.FromString(stored.info)
     except DecodeError as error:
         raise BadRecordError("not a PolicyInfo") from error
-    with _checks() as checks:
+    with checks_of_stored(BadRecordError) as checks:
         named = (info.policy, info.policy_version) == (stored.name, stored.version)
         checks.require(named, "policy", "is stored under another name")
         checks.require(stored.name in LEARNED, "policy", "is none that has snapshots")

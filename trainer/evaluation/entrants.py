@@ -10,10 +10,8 @@ from router.dqn.snapshot import SnapshotError
 from router.policies.table import LEARNED, MissingSnapshotError, known_policies
 from router.types import UnknownPolicyError
 from trainer.evaluation.policies import Contender, baseline, baseline_names, learned, yardsticks
-from trainer.shipped import POLICIES
+from trainer.shipped import POLICIES, SNAPSHOT_SUFFIX
 from trainer.shipped import shipped as shipped_path
-
-SNAPSHOT_SUFFIX = ".safetensors"
 
 
 def entrants(

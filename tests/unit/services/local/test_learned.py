@@ -82,7 +82,7 @@ def test_without_a_judgement_it_is_used(tmp_path: Path, evaluation: dict[str, An
 
 def test_without_any_it_is_price(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """And the reason names what was looked at."""
-    monkeypatch.setattr(learned, "shipped", lambda *parts: tmp_path.joinpath(*parts))
+    monkeypatch.setattr(learned, "named", tmp_path.joinpath)
     start = start_policy(PROFILE, TIERS)
     assert (start.name, start.snapshot) == ("price", None)
     assert "opt-a100" in start.reason
