@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
@@ -40,6 +41,16 @@ STATE_PANELS = {
 }
 """Title, size and color of each line of the shared picture."""
 WIDTH_IN, HEIGHT_IN = 11.5, 4.2
+FITTED = {
+    "router": ("a router's share of a core", "candidate", "candidates"),
+    "bytes": ("bytes of a state", "candidate", "candidates"),
+    "monitor": ("the monitor's share of a core, 64 endpoints", "router", "routers"),
+}
+"""What a straight line is laid through, what it grows with, and the same as a plural."""
+BEYOND = {"router": ("state_256x1024", 3_072, "value"), "bytes": ("state_256x1024", 3_072, "bytes")}
+"""Metric and size that a line through the smaller sizes is held against."""
+LEAST_SIZES = 3
+"""Sizes that a line needs before it can be wrong."""
 
 
 def budget_table(report: Report) -> str:
@@ -110,7 +121,13 @@ def growth_figure(report: Report) -> Figure:
             axes.set_ylabel(cost)
             for label, curve, color in curves:
                 sizes, costs = zip(*sorted(curve), strict=True)
-                axes.plot(sizes, costs, color=color, marker="o", ms=4, label=label)
+                is_fitted = curves is not lines and len(set(sizes)) >= LEAST_SIZES
+                style = "none" if is_fitted else "-"
+                axes.plot(sizes, costs, color=color, ls=style, marker="o", ms=4, label=label)
+                if is_fitted:
+                    start, slope, _ = line_through(curve)
+                    ends = np.array([0.0, sizes[-1]])
+                    axes.plot(ends, start + slope * ends, "--", color=color, lw=1)
             if curves is lines:
                 axes.set_xscale("log")
                 axes.set_yscale("log")
@@ -158,6 +175,55 @@ def fleet_table(report: Report) -> str:
     return "\n".join(lines)
 
 
+def line_through(points: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
+    """Returns the least-squares line through sizes and costs.
+
+    Returns:
+        Cost at size 0, cost per unit of size, and the largest distance of a point from the line as
+        a share of that point's cost.
+    """
+    sizes, costs = np.array(sorted(points)).T
+    slope, start = np.polyfit(sizes, costs, 1)
+    off = np.max(np.abs(start + slope * sizes - costs) / costs)
+    return float(start), float(slope), float(off)
+
+
+def fit_table(report: Report) -> str:
+    """Returns the lines through what the exchange of states cost at several sizes.
+
+    Empty where the report holds fewer sizes than a line can be judged by.
+    """
+    series, rows = _series(report, "state_64x64"), []
+    for name, (what, one, many) in FITTED.items():
+        points = series.get(name, [])
+        if len({size for size, _ in points}) < LEAST_SIZES:
+            continue
+        start, slope, off = line_through(points)
+        low, high = min(points)[0], max(points)[0]
+        cells = [
+            what,
+            f"{_plain(start)} + {_plain(slope)} per {one}",
+            f"{low:,.0f} to {high:,.0f} {many}, {len(points)} points",
+            f"{100 * off:.0f} %",
+            _beyond(report, name, start, slope),
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    if not rows:
+        return ""
+    head = "| cost | line | measured at | farthest point off | beyond: line, measured |"
+    return "\n".join([head, "|---|---|---|---|---|", *rows])
+
+
+def _beyond(report: Report, name: str, start: float, slope: float) -> str:
+    """What the line says of a larger size that was measured too, and what was measured."""
+    metric, size, field = BEYOND.get(name, ("", 0, ""))
+    found = report["metrics"].get(metric)
+    if found is None:
+        return "-"
+    measured = found["value"] if field == "value" else found["parts"]["bytes per state"]
+    return f"{size:,}: {_plain(start + slope * size)}, {_plain(measured)}"
+
+
 def live_table(report: Report) -> str:
     """Returns the live proof's table and where it was made."""
     return f"{live_report.show(report)}\n\n{_made_by(report)}"
@@ -189,6 +255,7 @@ def tables(folder: pathlib.Path) -> dict[str, str]:
     makers: list[tuple[str, Report | None, Callable[[Report], str]]] = [
         ("bench", report, budget_table),
         ("parts", report, part_table),
+        ("fit", report, fit_table),
         ("fleet", report, fleet_table),
         ("live", _read(folder / "live-proof.json"), live_table),
         ("outside", _read(folder / "outside.json"), outside_table),

@@ -14,6 +14,7 @@ from services.bench.page import (
     PAGES,
     budget_table,
     fill,
+    fit_table,
     fleet_table,
     growth_figure,
     merge,
@@ -77,9 +78,9 @@ def test_reports_become_tables_between_the_markers(tmp_path: pathlib.Path) -> No
     report = report_of(Reading("route", [80.0], [100.0], {"CPU us": 3.0}, note="mind"))
     (tmp_path / "bench.json").write_text(json.dumps(report))
     made = tables(tmp_path)
-    assert set(made) == {"bench", "parts", "fleet"}
+    assert set(made) == {"bench", "parts", "fit", "fleet"}
     parts = "<!-- parts:begin --><!-- parts:end -->"
-    fleet = "<!-- fleet:begin --><!-- fleet:end -->"
+    fleet = "<!-- fit:begin --><!-- fit:end --><!-- fleet:begin --><!-- fleet:end -->"
     page = f"a\n<!-- bench:begin -->\nold\n<!-- bench:end -->\nb\n{parts}{fleet}"
     text = fill(page, made)
     assert text.startswith("a\n<!-- bench:begin -->\n| metric |")
@@ -133,6 +134,29 @@ def test_growth_is_drawn() -> None:
     assert sorted(str(each.get_label()) for each in decision.lines) == ["dqn", "price"]
     assert [each.get_label() for each in state.lines] == ["router"]
     assert state.get_title() == "Router, share of a core"
+
+
+def test_a_line_through_sizes_is_held_against_a_larger_one() -> None:
+    """Start and slope by least squares, the farthest point, and what was measured beyond."""
+    report = report_of(
+        Reading(
+            "state_64x64",
+            [0.02],
+            series={
+                "router": [(100.0, 0.02), (200.0, 0.03), (400.0, 0.05)],
+                "bytes": [(100.0, 1_000.0), (200.0, 2_400.0), (300.0, 3_000.0)],
+                "monitor": [(16.0, 0.1), (64.0, 0.2)],
+            },
+        ),
+        Reading("state_256x1024", [0.5], parts={"bytes per state": 40_000.0}),
+    )
+    router, size = fit_table(report).splitlines()[2:]
+    assert "| 0.01 + 0.0001 per candidate | 100 to 400 candidates, 3 points | 0 % |" in router
+    assert router.endswith("| 3,072: 0.317, 0.5 |")
+    # By hand: slope 10, start 2133 - 10 x 200; 267 of 2,400 is the farthest.
+    assert "| 133 + 10 per candidate | 100 to 300 candidates, 3 points | 13 % |" in size
+    assert size.endswith("| 3,072: 30,853, 40,000 |")
+    assert fit_table(report_of(Reading("route", [1.0], [1.0]))) == ""
 
 
 def test_a_fleet_is_reckoned_from_what_was_measured() -> None:
