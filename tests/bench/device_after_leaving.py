@@ -38,10 +38,12 @@ from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2
 KEPT, EACH = "kept calls", "a call for each request"
 IDLE = {KEPT: 64, EACH: 0}
 TIERS = ("small", "large")
-SLOW_DOWN, SLOW_AFTER_S, PROBE_AFTER_S = 5.0, 0.15, 0.3
+SLOW_DOWN, SLOW_AFTER_S, PROBE_AFTER_S = 10.0, 0.15, 0.3
 RESCUED_TOKENS, RESCUE_DEADLINE_S = 48, 1.0
 CANCELLED_TOKENS, CANCEL_DEADLINE_S = 700, 30.0
 LIMIT_S = 60.0
+ANSWERS, AT_ONCE = 320, 16
+"""From which a router learns how long they are."""
 
 
 def write_files(folder: Path) -> tuple[Path, PacedRepository]:
@@ -78,6 +80,16 @@ async def first_token_s(client: TritonClient, model: str) -> float:
     async for _ in client.generate(model, "w", 1, timeout_s=LIMIT_S):
         return time.monotonic()
     raise RuntimeError("the probe has no answer")
+
+
+async def learn_length(stub: Any) -> None:
+    """Shows a router how long answers are: one that should be done by now is not rescued."""
+    spec = pb2.GenerationSpec(prompt="w", task="piqa", max_output_tokens=RESCUED_TOKENS)
+    spec.tier = "small"
+    spec.deadline.FromSeconds(int(CANCEL_DEADLINE_S))
+    request = pb2.GenerateRequest(spec=spec)
+    for _ in range(ANSWERS // AT_ONCE):
+        await asyncio.gather(*(stub.Generate(request, timeout=LIMIT_S) for _ in range(AT_ONCE)))
 
 
 async def rescued(stub: Any, client: TritonClient, model: str, device: Any) -> tuple[float, bool]:
@@ -136,6 +148,8 @@ async def measure(folder: Path, rounds: int) -> dict[tuple[str, str], list[float
         def device(slow_down: float) -> None:
             repository.set_device(large["device"], slow_down=slow_down)
 
+        for stub in stubs.values():
+            await learn_length(stub)
         for number in range(rounds + 1):
             for name, stub in stubs.items():
                 took_s, is_rescued = await rescued(stub, client, model, device)
