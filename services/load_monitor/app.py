@@ -14,6 +14,7 @@ from services.common.access.access import load_access
 from services.common.access.plain_text import Outgoing, Refusal
 from services.common.clock import Clock, SystemClock
 from services.common.convert import endpoint_of_settings
+from services.common.interpreter import suit_requests
 from services.common.lifecycle import Running
 from services.common.log import get_logger
 from services.common.mesh_settings import MeshSettings, endpoint_profile_names
@@ -321,8 +322,10 @@ def _configured(mesh: MeshSettings, profile_names: Mapping[str, str]) -> dict[st
 
 def build_app(settings: Settings) -> LoadMonitorApp:
     """Returns the load monitor; SettingsError if a file cannot be read or a key is missing."""
-    return LoadMonitorApp(
+    app = LoadMonitorApp(
         settings=settings,
         profile_names=endpoint_profile_names(settings.mesh),
         clock=SystemClock(),
     )
+    suit_requests()
+    return app
