@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
@@ -17,6 +18,7 @@ from services.local.backends import redis_command
 from services.local.triton.server import __main__ as launcher
 from services.local.triton.server.config import arguments
 from tests.unit.deploy import kustomize
+from tests.unit.deploy.gateway_schemas import HTTP_ROUTE, INFERENCE_POOL
 from tests.unit.deploy.manifests import (
     ALL_SERVICES,
     CONFIG_IN_IMAGE,
@@ -293,10 +295,8 @@ def test_a_gateway_reaches_pickers_and_pods_of_the_pool() -> None:
     """The pool's labels, ports and picker are those of the other resources; no key is made up."""
     resources = rendered(GATEWAY)
     pool = resource(resources, "InferencePool", "triton")["spec"]
-    assert pool.keys() == {"selector", "targetPorts", "endpointPickerRef"}
+    jsonschema.validate(pool, INFERENCE_POOL)
     picker = pool["endpointPickerRef"]
-    assert picker.keys() == {"kind", "name", "port", "failureMode"}
-    assert picker["failureMode"] in {"FailOpen", "FailClose"}
     pods = resource(resources, "StatefulSet", "triton")["spec"]["template"]
     assert pool["selector"]["matchLabels"].items() <= pods["metadata"]["labels"].items()
     [target] = pool["targetPorts"]
@@ -313,7 +313,7 @@ def test_a_gateway_reaches_pickers_and_pods_of_the_pool() -> None:
     assert port(listen) == served["port"]
     assert served["targetPort"] in {entry["name"] for entry in container["ports"]}
     route = resource(resources, "HTTPRoute", "tiercel")["spec"]
-    assert route.keys() == {"parentRefs", "rules"}
+    jsonschema.validate(route, HTTP_ROUTE)
     [rule] = route["rules"]
     [backend] = rule["backendRefs"]
     assert (backend["kind"], backend["name"]) == ("InferencePool", "triton")
@@ -323,6 +323,26 @@ def test_a_gateway_reaches_pickers_and_pods_of_the_pool() -> None:
     }
     assert open_ports["router-inference"]["ports"][0]["port"] == served["port"]
     assert open_ports["triton"]["ports"][0]["port"] == target["number"]
+
+
+def test_what_is_wrong_in_a_pool_or_a_route_is_seen() -> None:
+    """An unknown field, a value that there is not, a port out of range, a duration of words."""
+    pool = {
+        "selector": {"matchLabels": {"a": "b"}},
+        "targetPorts": [{"number": 8000}],
+        "endpointPickerRef": {"name": "p", "port": {"number": 1}, "failureMode": "FailOpen"},
+    }
+    jsonschema.validate(pool, INFERENCE_POOL)
+    wrong: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        (INFERENCE_POOL, pool | {"extensionRef": {"name": "p"}}),
+        (INFERENCE_POOL, pool | {"targetPorts": [{"number": 70_000}]}),
+        (INFERENCE_POOL, pool | {"endpointPickerRef": {"name": "p", "failureMode": "Open"}}),
+        (HTTP_ROUTE, {"rules": [{"timeouts": {"request": "a minute"}}]}),
+        (HTTP_ROUTE, {"rules": [{"matches": [{"path": {"type": "Prefix", "value": "/"}}]}]}),
+    ]
+    for schema, spec in wrong:
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(spec, schema)
 
 
 @pytest.mark.parametrize("service", ALL_SERVICES)
