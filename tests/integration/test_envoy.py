@@ -458,6 +458,22 @@ async def test_what_changes_a_server_reaches_none(
     assert [path for tier in two_tiers for path in tier.paths] == []
 
 
+async def test_a_web_page_that_has_its_name_lead_here_is_refused(
+    tmp_path: Path, two_tiers: tuple[HttpTier, HttpTier]
+) -> None:
+    """Its browser would take this Envoy for the page's own site. Nor does a page end it."""
+    async with meshed(tmp_path, addresses_of(*two_tiers)) as mesh:
+        for host in ("rebound.example:8080", "127.0.0.1.rebound.example", "localhost.example"):
+            reply = await mesh.post(host=host)
+            assert reply.status_code == 403
+            assert "no name of this machine" in reply.text
+        assert mesh.counted("offered") == 0
+        for path in ("quitquitquit", "healthcheck/fail", "drain_listeners", "logging?level=off"):
+            assert (await mesh.client.post(f"{mesh.envoy.admin}/{path}")).status_code == 403
+        for host in ("localhost:8080", "LOCALHOST", "mesh.localhost", "192.0.2.1", "[::1]:8080"):
+            assert (await mesh.post(host=host)).status_code == 200
+
+
 CHAT = "/v1/chat/completions"
 READING = "envoy_reads_bodies = true\n"
 
@@ -774,6 +790,8 @@ def test_the_configuration_by_tls_is_the_plain_one_and_tls() -> None:
         yaml.safe_load((ENVOY_FILES / name).read_text())
         for name in ("envoy.yaml", "envoy.tls.yaml")
     )
+    [host] = connection_manager(plain)["route_config"]["virtual_hosts"]
+    host["routes"].pop(0)  # by which names it may be asked on loopback
     for config in (plain, tls):
         static = config["static_resources"]
         for each in static["listeners"]:

@@ -9,8 +9,10 @@ import pytest
 
 from router.types import Priority, SloKind
 from services.common.errors import InvalidArgumentError, PermissionDeniedError
+from services.common.http_host import own_hosts
 from services.router_inference.doors.envoy import convert
 from services.router_inference.job import Ask
+from tests.fakes.envoy import connection_manager
 from tests.unit.deploy.manifests import DEPLOY, load_yaml
 from tests.unit.services.router_inference.doors.envoy.gateway import ended, headers
 from tiercel.envoy.v3 import external_processor_pb2 as pb2
@@ -145,7 +147,8 @@ def test_the_shipped_envoy_says_the_same(file: str) -> None:
     [listener] = config["static_resources"]["listeners"]
     [manager] = listener["filter_chains"][0]["filters"]
     [host] = manager["typed_config"]["route_config"]["virtual_hosts"]
-    sites, methods, refusing, changing = host["routes"][:4]
+    refused = [each for each in host["routes"] if "direct_response" in each]
+    sites, methods, refusing, changing = refused[-4:]
     for each in (sites, methods, refusing, changing):
         assert each["direct_response"] == {"status": 403}
     [site] = sites["match"]["headers"]
@@ -162,6 +165,27 @@ def test_the_shipped_envoy_says_the_same(file: str) -> None:
         is_taken = any(one.fullmatch(each) for one in taken)
         is_taken = is_taken and not loading.fullmatch(each.partition("?")[0])
         assert is_taken is (each not in NOT_KNOWN), each
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("127.0.0.1", "127.0.0.1:8080", "[::1]:8080", "LOCALHOST:8080"),
+        *("a.localhost", "localhost.:1"),
+        *("rebound.example:8080", "127.0.0.1.rebound.example", "localhost.rebound.example:8080"),
+        *("[rebound.example]", "127.0.0.1,rebound.example", "notlocalhost", "1.example", "a:b@1"),
+    ],
+)
+def test_the_shipped_envoy_takes_the_hosts_of_other_services(host: str) -> None:
+    """On loopback, where a page may have its own name lead."""
+    config = load_yaml(DEPLOY / "envoy" / "envoy.yaml")
+    [tiers] = connection_manager(config)["route_config"]["virtual_hosts"]
+    first = tiers["routes"][0]
+    [authority] = first["match"]["headers"]
+    assert first["direct_response"]["status"] == 403
+    assert (authority["name"], authority["invert_match"]) == (":authority", True)
+    taken = re.compile(authority["string_match"]["safe_regex"]["regex"])
+    assert bool(taken.fullmatch(host)) is own_hosts("127.0.0.1:8080", [])(host)
 
 
 def test_headers_are_what_a_request_asks_for() -> None:
