@@ -16,6 +16,7 @@ import psutil
 
 from tests.waiting import until_sync
 
+NAME = "e2e"
 # An installed mesh compiles its code first: minutes, where other work is beside it.
 START_LIMIT_S = 400.0
 STOP_LIMIT_S = 60.0
@@ -49,15 +50,31 @@ class Mesh:
         return psutil.Process(self.process.pid).children(recursive=True)
 
 
-def start_mesh(
+def start_mesh(folder: Path, *arguments: str, **how: Any) -> Mesh:
+    """Starts `tiercel up` and waits until it serves; takes what `run_up` takes."""
+    process, log = run_up(folder, *arguments, **how)
+    try:
+        until_sync(
+            lambda: serves(log) or process.poll() is not None, "the mesh serves", START_LIMIT_S
+        )
+        assert process.poll() is None, log.read_text()
+    except AssertionError:
+        process.send_signal(signal.SIGINT)
+        process.wait(STOP_LIMIT_S)
+        raise
+    run_folder = folder / "run" / NAME
+    return Mesh(process, json.loads((run_folder / "mesh.json").read_text()), run_folder, log)
+
+
+def run_up(
     folder: Path,
     *arguments: str,
     tiers: Sequence[str] = ("--paced", "opt-a100"),
     variables: Mapping[str, str] | None = None,
     program: Sequence[str] = (sys.executable, "-m", "services.cli"),
     directory: Path | None = None,
-) -> Mesh:
-    """Starts `tiercel up` and waits until it serves.
+) -> tuple[subprocess.Popen[bytes], Path]:
+    """Begins `tiercel up`; returns its process, and the file with what it prints.
 
     Args:
         folder: Its files, and its log.
@@ -68,26 +85,18 @@ def start_mesh(
         directory: Working directory; None: ours.
     """
     log = folder / "up.log"
-    command = [*program, "up", "--name", "e2e", "--json", *tiers, *arguments]
+    command = [*program, "up", "--name", NAME, "--json", *tiers, *arguments]
     environment = {**os.environ, "TIERCEL_STATE": str(folder), **(variables or {})}
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=directory
         )
-    try:
-        # The JSON closes with a brace in the first column once everything serves.
-        until_sync(
-            lambda: "\n}" in log.read_text() or process.poll() is not None,
-            "the mesh serves",
-            START_LIMIT_S,
-        )
-        assert process.poll() is None, log.read_text()
-    except AssertionError:
-        process.send_signal(signal.SIGINT)
-        process.wait(STOP_LIMIT_S)
-        raise
-    run_folder = folder / "run" / "e2e"
-    return Mesh(process, json.loads((run_folder / "mesh.json").read_text()), run_folder, log)
+    return process, log
+
+
+def serves(log: Path) -> bool:
+    """Says whether the mesh of a log serves: then its JSON has closed in the first column."""
+    return "\n}" in log.read_text()
 
 
 def stop_mesh(mesh: Mesh) -> list[str]:

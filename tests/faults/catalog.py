@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from tests.faults.case import Case
-from tests.faults.cases import clock, disk, doors, mistakes, network, processes, redis, triton
+from tests.faults.cases import (
+    clock,
+    disk,
+    door_links,
+    doors,
+    mistakes,
+    network,
+    processes,
+    redis,
+    triton,
+)
 
 CASES: list[Case] = [
     *processes.CASES,
@@ -12,6 +22,7 @@ CASES: list[Case] = [
     *redis.CASES,
     *triton.CASES,
     *network.CASES,
+    *door_links.CASES,
     *clock.CASES,
     *disk.CASES,
 ]

@@ -56,6 +56,8 @@ class DoorError(Exception):
 _OF_STATUS = {"DEADLINE_EXCEEDED": Missed.LATE, "RESOURCE_EXHAUSTED": Missed.REFUSED}
 _OF_HTTP = {504: Missed.LATE, 429: Missed.REFUSED}
 _OF_TYPE = {"deadline_error": Missed.LATE, "rate_limit_error": Missed.REFUSED}
+_CHOSEN = ("x-tiercel-policy", "x-tiercel-reason")
+"""Headers of what a router had a say in, one of them."""
 
 
 class Door(Protocol):
@@ -306,13 +308,18 @@ class EnvoyDoor(_HttpDoor):
     """An Envoy that asks the routers.
 
     Attributes:
-        unpicked: Answers of the tier that the configuration names for the time without routers.
-        was_picked: Whether a router had chosen for the last answer.
+        picked_s: How long answers took for which a router had chosen.
+        unpicked_s: The same for those of the tier that the configuration names for the time without
+            routers.
+        unpicked: Requests for which no router had chosen, however they ended.
+        was_picked: Whether a router had chosen for the last one.
     """
 
     def __init__(self, address: str) -> None:
         """Takes where it listens."""
         super().__init__(address)
+        self.picked_s: list[float] = []
+        self.unpicked_s: list[float] = []
         self.unpicked = 0
         self.was_picked = False
 
@@ -326,15 +333,18 @@ class EnvoyDoor(_HttpDoor):
             "x-tiercel-max-output-tokens": str(MAX_TOKENS),
         }
         path = f"/v2/models/tiercel/generate{'_stream' if stream else ''}"
+        began_s = time.monotonic()
         reply, text = await self._post(path, body, headers)
+        self.was_picked = any(name in reply.headers for name in _CHOSEN)
+        self.unpicked += not self.was_picked
         if not reply.is_success:
             reason = reply.headers.get("x-tiercel-reason", f"HTTP_{reply.status_code}")
             kind = _OF_HTTP.get(reply.status_code, Missed.FAILED)
             raise DoorError(reason, text[:200], kind)
         if '"error"' in text or "text_output" not in text:
             raise DoorError("ENDPOINT_FAILED", text[-200:])
-        self.was_picked = "x-tiercel-tier" in reply.headers
-        self.unpicked += not self.was_picked
+        took_s = time.monotonic() - began_s
+        (self.picked_s if self.was_picked else self.unpicked_s).append(took_s)
 
 
 def _events(text: str) -> Iterator[str]:

@@ -24,6 +24,7 @@ from services.common.channels import open_channel
 from services.common.state import keys
 from services.local.child import Child, ChildSpec
 from services.local.embedded import EmbeddedMesh
+from services.local.envoy import envoy_config
 from services.local.errors import CommandError
 from services.local.paced_mesh import paced_options
 from services.local.probes import http_ok
@@ -64,15 +65,33 @@ CALL_S = 2.0
 
 @dataclasses.dataclass(frozen=True)
 class _Processes(Processes):
-    """Processes with environment variables of their own."""
+    """Processes with environment variables of their own.
+
+    Attributes:
+        variables: Those of each process.
+        behind_envoy: Addresses that Envoy has in the place of its own, by cluster.
+    """
 
     variables: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+    behind_envoy: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
     def redis(self) -> ChildSpec:
         return self._with_variables(super().redis())
 
     def triton(self, repository: Any) -> ChildSpec:
         return self._with_variables(super().triton(repository))
+
+    def envoy(self, router_count: int, model: str) -> ChildSpec:
+        spec = super().envoy(router_count, model)
+        if self.behind_envoy:
+            text = envoy_config(
+                listen=self.address("envoy"),
+                admin=self.address("envoy_admin"),
+                model=model,
+                **self.behind_envoy,
+            )
+            (self.folder / "envoy.yaml").write_text(text, encoding="utf-8")
+        return spec
 
     def service(self, *arguments: Any, **named: Any) -> ChildSpec:
         return self._with_variables(super().service(*arguments, **named))
@@ -112,8 +131,9 @@ class FaultMesh(EmbeddedMesh):
         )
         super().__init__(options, say=say)
         self._start = start
+        self.behind_envoy: dict[str, list[str]] = {}
         self._processes = _Processes(
-            self.folder, self._processes.ports, self.layout, start.variables
+            self.folder, self._processes.ports, self.layout, start.variables, self.behind_envoy
         )
         self._stack = contextlib.AsyncExitStack()
         self._loads: list[Load] = []
@@ -357,6 +377,11 @@ class FaultMesh(EmbeddedMesh):
         """Names of the endpoints; known once the backends run."""
         assert self._repository is not None
         return [entry["name"] for entry in self._repository.endpoints("")]
+
+    @property
+    def picker_addresses(self) -> list[str]:
+        """Where Envoy asks the routers."""
+        return [self._processes.address(f"picker{index or ''}") for index in range(ROUTERS)]
 
     @property
     def router_names(self) -> list[str]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from services.loadgen.records import ON_TIME
 from tests.faults.books import Books, read_books, under_way
 from tests.faults.case import MARGIN_S, SHARE_BAND, Case
+from tests.faults.doors import EnvoyDoor
 from tests.faults.experience import not_learned
 from tests.faults.load import Load, reasons, settle
 from tests.faults.mesh import FaultMesh
@@ -26,7 +27,8 @@ WINDOW_S = 1.0
 WHOLE_LIMIT_S = 90.0
 IDLE_LIMIT_S = 6.0
 WRITTEN_LIMIT_S = 5.0
-_TRANSPORT = "TRANSPORT_"
+_NOT_REACHED = ("TRANSPORT_", "NO_ANSWER", "NO_ROUTER")
+"""How reasons begin that no router gave."""
 
 
 class NotWholeError(Exception):
@@ -111,7 +113,8 @@ async def run_once(case: Case, mesh: FaultMesh, seed: int) -> Run:
     unlearned = await not_learned(mesh, before.last_id)
     if unlearned and "experience" not in case.expect.may_lose:
         complaints.append(f"{unlearned} acknowledged decisions are not in the trainer's replay")
-    found = _Found(case, [load, *mesh.take_loads()], before, after, began_s, lifted_s)
+    unpicked = mesh.door.unpicked if isinstance(mesh.door, EnvoyDoor) else 0
+    found = _Found(case, [load, *mesh.take_loads()], before, after, began_s, lifted_s, unpicked)
     return found.run(whole_s, complaints)
 
 
@@ -175,7 +178,7 @@ def _lost(before: Books, after: Books) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """Everything that a run left behind."""
+    """Everything that a run left behind; `unpicked` are requests for which no router had chosen."""
 
     case: Case
     loads: list[Load]
@@ -183,6 +186,7 @@ class _Found:
     after: Books
     began_s: float
     lifted_s: float
+    unpicked: int
 
     def run(self, whole_s: float | None, complaints: list[str]) -> Run:
         steady = self.loads[0]
@@ -253,9 +257,9 @@ class _Found:
         if counted > attempts:
             return [f"routers counted {counted} requests of {attempts}"]
         lived &= "counts" not in self.case.expect.may_lose
-        reached = not any(reason.startswith(_TRANSPORT) for reason in run.errors)
+        reached = not any(reason.startswith(_NOT_REACHED) for reason in run.errors)
         # One that its caller gives up at once may never have left.
-        least = run.sent - run.errors.get("CANCELLED", 0)
+        least = run.sent - run.errors.get("CANCELLED", 0) - self.unpicked
         if lived and reached and attempts == run.sent and counted < least:
             return [f"routers counted {counted} requests of {run.sent}"]
         return []

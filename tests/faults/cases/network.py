@@ -1,7 +1,7 @@
 """Networks that fail between two parties.
 
 Where this process may have a network namespace of its own, the kernel drops the packets; else the
-wires hold back what passes one way, and the case of lost packets is not run.
+wires hold back what passes one way, and the cases of lost packets are not run.
 """
 
 from __future__ import annotations
@@ -19,18 +19,56 @@ from tests.faults.surroundings import AROUND, MONITOR, REDIS, ROUTER_NAMES, STAR
 CUT_S = 0.8
 LOSS = 0.02
 SLOW_S = 0.02
+IS_CUT = "cut one way, then the other"
+CUT_ENDS, ENDS = f"after {CUT_S:g} s each", f"after {2 * CUT_S:g} s"
+LOSES = f"{LOSS:.0%} of its packets, both ways"
+TAKES = f"{SLOW_S * 1e3:.0f} ms more, each way"
 _UNHARMED = Expect(on_time_share=0.99)
 Wires = Callable[[], Sequence[Relay]]
+Fault = Callable[[FaultMesh], Awaitable[None]]
 
 
-def _cut(wires: Wires) -> Callable[[FaultMesh], Awaitable[None]]:
+def cut(wires: Wires) -> Fault:
+    """Returns the fault that lets nothing through, first one way, then the other."""
+
     async def fault(_: FaultMesh) -> None:
         for is_back in (False, True):
             _drop(wires(), is_back=is_back)
             try:
                 await asyncio.sleep(CUT_S)
             finally:
-                _mend()
+                _mend(wires())
+
+    return fault
+
+
+def lose(wires: Wires) -> Fault:
+    """Returns the fault that loses packets."""
+
+    async def fault(_: FaultMesh) -> None:
+        loss = packets.here()
+        assert isinstance(loss, packets.PacketLoss)
+        for wire in wires():
+            for towards in (True, False):
+                loss.drop(wire.port, towards=towards, share=LOSS)
+        try:
+            await asyncio.sleep(2 * CUT_S)
+        finally:
+            _mend(wires())
+
+    return fault
+
+
+def slow(wires: Wires) -> Fault:
+    """Returns the fault that delays everything."""
+
+    async def fault(_: FaultMesh) -> None:
+        for wire in wires():
+            wire.there.delay_s = wire.back.delay_s = SLOW_S
+        try:
+            await asyncio.sleep(2 * CUT_S)
+        finally:
+            _mend(wires())
 
     return fault
 
@@ -44,40 +82,24 @@ def _drop(wires: Sequence[Relay], *, is_back: bool) -> None:
             (wire.back if is_back else wire.there).flows.clear()
 
 
-def _mend() -> None:
+def _mend(wires: Sequence[Relay]) -> None:
     loss = packets.here()
     if isinstance(loss, packets.PacketLoss):
         loss.mend()
-    AROUND.mend()
+    for wire in wires:
+        wire.mend()
 
 
-async def _lose(_: FaultMesh) -> None:
-    loss = packets.here()
-    assert isinstance(loss, packets.PacketLoss)
-    for wire in AROUND.wires.values():
-        for towards in (True, False):
-            loss.drop(wire.port, towards=towards, share=LOSS)
-    try:
-        await asyncio.sleep(2 * CUT_S)
-    finally:
-        _mend()
-
-
-async def _slow(_: FaultMesh) -> None:
-    for wire in AROUND.wires.values():
-        wire.there.delay_s = wire.back.delay_s = SLOW_S
-    try:
-        await asyncio.sleep(2 * CUT_S)
-    finally:
-        _mend()
+def _all() -> Sequence[Relay]:
+    return [*AROUND.wires.values()]
 
 
 def _case(name: str, between: str, wires: Wires, expect: Expect = _UNHARMED) -> Case:
     return Case(
         name=f"cut-{name}",
-        done=f"network between {between} cut one way, then the other",
-        ends=f"after {CUT_S:g} s each",
-        fault=_cut(wires),
+        done=f"network between {between} {IS_CUT}",
+        ends=CUT_ENDS,
+        fault=cut(wires),
         expect=expect,
         start=START,
     )
@@ -112,18 +134,18 @@ CASES = [
     ),
     Case(
         name="network-loss",
-        done=f"every link loses {LOSS:.0%} of its packets, both ways",
-        ends=f"after {2 * CUT_S:g} s",
-        fault=_lose,
+        done=f"every link loses {LOSES}",
+        ends=ENDS,
+        fault=lose(_all),
         expect=Expect(on_time_share=0.97),
         start=START,
         needs=packets.problem,
     ),
     Case(
         name="network-slow",
-        done=f"every link takes {SLOW_S * 1e3:.0f} ms more, each way",
-        ends=f"after {2 * CUT_S:g} s",
-        fault=_slow,
+        done=f"every link takes {TAKES}",
+        ends=ENDS,
+        fault=slow(_all),
         expect=_UNHARMED,
         start=START,
     ),
