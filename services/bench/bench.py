@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -72,6 +73,13 @@ class Server:
         return total_bytes / 1e6
 
 
+def free_address() -> str:
+    """Returns an address of this machine that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
 async def save(report: Mapping[str, Any], path: pathlib.Path) -> None:
     """Writes a report as JSON."""
     text = json.dumps(report, indent=1) + "\n"
@@ -88,6 +96,7 @@ class Bench:
         folder: Scratch folder of the group.
         stack: Closes what the group opened.
         say: Takes how much of the group is done, 0 to 1, and a few words.
+        missing: Takes the metrics that cannot be measured here, each with the reason.
     """
 
     wanted: frozenset[str]
@@ -95,6 +104,7 @@ class Bench:
     folder: pathlib.Path
     stack: contextlib.AsyncExitStack
     say: Callable[[float, str], None]
+    missing: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def is_quick(self) -> bool:

@@ -1,13 +1,34 @@
-"""The budgets: what each metric is, what it stands beside and how far it may go."""
+"""What each metric is, what it stands beside and how far it may go; some are told, not judged."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Literal
 
 RATE = "1/CPU s"
 """Per second of CPU time of the server's process: one core carries this much."""
+DOORS: Mapping[str, str] = {
+    "generate": "`GenerateStream`",
+    "kserve": "KServe, `ModelStreamInfer`",
+    "openai": "OpenAI-shaped, with its router",
+    "envoy": "Envoy, with its router",
+}
+"""Doors by what their metrics of the first token call them."""
+LOADS = ("low", "half")
+PERCENTILES: Mapping[str, float] = {"p50": 0.50, "p99": 0.99}
+
+
+def first_token(door: str, load: str, percentile: str) -> str:
+    """Returns the name of a metric of the time to the first token."""
+    return f"first_token_{door}_{load}_{percentile}"
+
+
+FIRST_TOKENS: Mapping[str, tuple[str, str, str]] = {
+    first_token(*each): each for each in itertools.product(DOORS, LOADS, PERCENTILES)
+}
+"""Those metrics, each with its door, its load and its percentile."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +39,7 @@ class Budget:
         what: What is measured.
         beside: What the reference is; empty for none.
         unit: Unit of value and reference.
-        limit: The budget.
+        limit: The budget; None where there is none, and the metric is only told.
         is_ceiling: True for at most, False for at least.
         of: What is held against the limit: ``ratio`` (value over reference) or ``value``.
     """
@@ -26,13 +47,15 @@ class Budget:
     what: str
     beside: str
     unit: str
-    limit: float
-    is_ceiling: bool
+    limit: float | None = None
+    is_ceiling: bool = True
     of: Literal["ratio", "value"] = "ratio"
 
     @property
     def text(self) -> str:
-        """For instance ``<= 2x`` or ``<= 0.02``."""
+        """For instance ``<= 2x`` or ``<= 0.02``; ``-`` without a limit."""
+        if self.limit is None:
+            return "-"
         return f"{'<=' if self.is_ceiling else '>='} {self.limit:g}" + "x" * (self.of == "ratio")
 
 
@@ -96,6 +119,13 @@ BUDGETS: Mapping[str, Budget] = {
         "OpenAI-shaped door, streamed, events with a token", "bare relay from ASGI to gRPC",
         RATE, 0.70, False,
     ),
+    "openai_litellm": Budget(
+        "OpenAI-shaped door and its router together, chat completions",
+        "LiteLLM proxy before the same server", RATE, 5.0, False,
+    ),
+    "openai_litellm_added_p50": Budget(
+        "what door and router add to the median", "what LiteLLM proxy adds", "us", 0.2, True
+    ),
     "envoy": Budget(
         "Envoy's door, CPU time of an exchange with the message of its end",
         "a picker whose answers are constant", "us", 1.4, True,
@@ -104,6 +134,20 @@ BUDGETS: Mapping[str, Budget] = {
         "Envoy's door, tokens of streams of 128, by the CPU time of an exchange",
         "bare relay of single tokens", RATE, 10.0, False,
     ),
+    "envoy_added_p50": Budget(
+        "what asking a router adds to Envoy's median at half load",
+        "what an Envoy adds that asks nobody", "us",
+    ),
+    "envoy_added_p99": Budget(
+        "the same, 99th percentile", "what an Envoy adds that asks nobody", "us"
+    ),
+    **{
+        name: Budget(
+            f"added to the first token at {load} load, {percentile}: {DOORS[door]}",
+            "the server asked directly", "us",
+        )
+        for name, (door, load, percentile) in FIRST_TOKENS.items()
+    },
     "workers_2": Budget(
         "two workers behind one port, requests", "one worker", RATE, 0.90, False
     ),

@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from services.bench.bench import Bench, Server
-from services.bench.hop import TOKENS, Subject
-from services.bench.load import PROMPT, TIMEOUT_S, Ask, cpu_per_request_s, unanswered
+from services.bench.hop import DEVICES, TOKENS, Subject
+from services.bench.load import PROMPT, Stream, cpu_per_request_s, posting
 from services.bench.readings import Reading
-from services.bench.routers import TASK, write_settings
+from services.bench.routers import TASK, start_router, write_settings
 
 PATH = "/v1/chat/completions"
 PAIRS: Mapping[str, bool] = {"openai": False, "openai_stream": True}
@@ -36,7 +36,7 @@ async def measure(bench: Bench) -> list[Reading]:
     for index, name in enumerate(wanted):
         units = TOKENS if PAIRS[name] else 1
         pair = {
-            kind: Subject(server, await _asking(bench, server, is_stream=PAIRS[name]), units)
+            kind: Subject(server, chatting(bench, server, is_stream=PAIRS[name]), units)
             for kind, server in (("door", door), ("relay", relay))
         }
         for number in range(bench.rounds + 1):
@@ -55,6 +55,20 @@ async def measure(bench: Bench) -> list[Reading]:
     return readings
 
 
+async def start_chain(bench: Bench, upstream: Server) -> dict[str, Server]:
+    """Starts door and router before a server that speaks OpenAI itself; returns them by name."""
+    traces = await bench.start("door-traces", "services.bench.peers", "traces")
+    router = await start_router(
+        bench,
+        "door-router",
+        [upstream.address] * DEVICES,
+        own={"policy": "price"},
+        traces=traces.address,
+        endpoint={"protocol": "openai"},
+    )
+    return {"door": await _door(bench, router), "router": router}
+
+
 async def _door(bench: Bench, router: Server) -> Server:
     config = write_settings(bench.folder / "door.toml", ["127.0.0.1:1"], {})
     own = {"listen": "127.0.0.1:0", "metrics_listen": "", "lame_duck_s": "0", "grace_s": "1"}
@@ -65,47 +79,14 @@ async def _door(bench: Bench, router: Server) -> Server:
     return await bench.start("door", "services.openai_door", "--config", str(config), *arguments)
 
 
-async def _asking(bench: Bench, server: Server, *, is_stream: bool) -> Ask:
-    """Returns a function that asks once over HTTP, on connections that stay."""
-    body = json_body(is_stream=is_stream)
-    head = f"POST {PATH} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-    request = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
-    host, _, port = server.address.partition(":")
-    idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
-
-    async def close() -> None:
-        for _, writer in idle:
-            writer.close()
-
-    bench.stack.push_async_callback(close)
-
-    async def ask() -> object:
-        reader, writer = idle.pop() if idle else await asyncio.open_connection(host, int(port))
-        writer.write(request)
-        async with asyncio.timeout(TIMEOUT_S):
-            head, answer = await _answer(reader)
-        is_whole = not is_stream or b"[DONE]" in answer
-        if not head.startswith(b"http/1.1 200 ") or b'"error"' in answer or not is_whole:
-            raise unanswered(server, repr(answer[-200:]))
-        idle.append((reader, writer))
-        return answer
-
-    return ask
-
-
-async def _answer(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
-    head = (await reader.readuntil(b"\r\n\r\n")).lower()
-    _, found, rest = head.partition(b"content-length:")
-    if found:
-        return head, await reader.readexactly(int(rest.split(b"\r\n")[0]))
-    return head, await reader.readuntil(b"0\r\n\r\n")
-
-
-def json_body(*, is_stream: bool) -> bytes:
-    """Returns the body of a request."""
+def chatting(
+    bench: Bench, server: Server, *, is_stream: bool, model: str = f"tiercel/{TASK}"
+) -> Stream:
+    """Returns a function that asks for a chat completion."""
     asked: dict[str, Any] = {
-        "model": f"tiercel/{TASK}",
+        "model": model,
         "messages": [{"role": "user", "content": PROMPT}],
         "max_tokens": TOKENS,
     }
-    return json.dumps(asked | ({"stream": True} if is_stream else {})).encode()
+    body = json.dumps(asked | ({"stream": True} if is_stream else {})).encode()
+    return posting(bench, server, PATH, body, marks=[b"[DONE]"] if is_stream else [])

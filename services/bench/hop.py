@@ -17,6 +17,7 @@ from services.bench.load import (
     PROMPT,
     SERVICE,
     Ask,
+    at,
     cpu_per_request_s,
     generation,
     infer,
@@ -117,8 +118,7 @@ async def _added(
     readings = []
     for metric, share in zip(ADDED, (0.5, 0.99), strict=True):
         at = {
-            name: [1e6 * round_s[int(share * len(round_s))] for round_s in rounds]
-            for name, rounds in took.items()
+            name: [1e6 * at(round_s, share) for round_s in rounds] for name, rounds in took.items()
         }
         parts = {f"{name}, us": statistics.median(values) for name, values in at.items()}
         parts["requests/s"] = rate_rps

@@ -8,6 +8,7 @@ leaves its table as it is. Reports of some metrics (`--only`) given as arguments
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import pathlib
@@ -22,8 +23,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from router.folders import checkout
-from services.bench import aiperf, live_report, outside
-from services.bench.budgets import BUDGETS
+from services.bench import aiperf, live_report, outside, readings
+from services.bench.budgets import BUDGETS, DOORS, FIRST_TOKENS, LOADS, PERCENTILES, first_token
 from trainer.evaluation.report.style import AMBER, BLUE, GREEN, RED, STYLE, VIOLET
 
 Report = Mapping[str, Any]
@@ -55,27 +56,51 @@ LEAST_SIZES = 3
 
 def budget_table(report: Report) -> str:
     """Returns the budgets, one row per metric, and below them where each was made."""
-    lines = [
-        "| metric | what | measured | beside | ratio | budget | kept |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    metrics = _of_budgets(report)
     runs: dict[str, list[str]] = {}
-    for name, each in report["metrics"].items():
-        what = f"{each['what']}, {each['unit']}" + (each["beside"] and f"; {each['beside']}")
-        cells = [
-            f"`{name}`",
-            what,
-            _number(each["value"], each["value_spread"]),
-            _number(each["reference"], each["reference_spread"]),
-            _number(each["ratio"], each["ratio_spread"]),
-            each["budget"].replace("<=", "≤").replace(">=", "≥"),
-            "yes" if each["within_budget"] else "**no**",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+    for name, each in metrics.items():
         runs.setdefault(_run_of(each, report), []).append(name)
     most = max(runs, key=lambda run: len(runs[run]), default="")
+    lines = readings.rows(metrics)
     lines += [f"\n{_names(names)}: {run}" for run, names in runs.items() if run != most]
+    left_out = report.get("missing", {}).items()
+    lines += [f"\n`{name}` is left out: {reason}" for name, reason in left_out]
     return "\n".join([*lines, "", "All others: " * (len(runs) > 1) + most])
+
+
+def _of_budgets(report: Report) -> dict[str, Mapping[str, Any]]:
+    """Returns the metrics that have no table of their own."""
+    metrics = report["metrics"]
+    return {name: each for name, each in metrics.items() if name not in FIRST_TOKENS}
+
+
+def first_token_table(report: Report) -> str:
+    """Returns what each door adds to the time to the first token, in milliseconds."""
+    metrics = report["metrics"]
+    times = [f"{what}, {each}" for each in PERCENTILES for what in ("the server itself", "added")]
+    lines = [
+        f"| door | load | requests/s | {' | '.join(times)} | CPU us a request |",
+        "|---" * (len(times) + 4) + "|",
+    ]
+    runs: dict[str, None] = {}
+    for door, load in itertools.product(DOORS, LOADS):
+        found = [metrics.get(first_token(door, load, each)) for each in PERCENTILES]
+        if not all(found):
+            continue
+        cells = [DOORS[door], load, readings.plain(found[0]["parts"]["requests/s"])]
+        for each in found:
+            for name in ("reference", "value"):
+                number = (each[name], each[f"{name}_spread"])
+                cells.append(readings.number(*(1e-3 * (us or 0.0) for us in number)))
+            runs[_run_of(each, report)] = None
+        costs = {
+            what.removeprefix(readings.CPU_OF): us
+            for what, us in found[0]["parts"].items()
+            if what.startswith(readings.CPU_OF)
+        }
+        cells.append(", ".join(f"{name} {readings.plain(us)}" for name, us in costs.items()))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *runs]) if runs else ""
 
 
 def _run_of(metric: Mapping[str, Any], report: Report) -> str:
@@ -94,8 +119,8 @@ def _names(names: Sequence[str]) -> str:
 def part_table(report: Report) -> str:
     """Returns what was measured beside the metrics."""
     lines = ["| metric | beside it |", "|---|---|"]
-    for name, each in report["metrics"].items():
-        parts = [f"{what}: {_plain(value)}" for what, value in each["parts"].items()]
+    for name, each in _of_budgets(report).items():
+        parts = [f"{what}: {readings.plain(value)}" for what, value in each["parts"].items()]
         parts += [each["note"]] if each["note"] else []
         lines += [f"| `{name}` | {'; '.join(parts)} |"] if parts else []
     return "\n".join(lines)
@@ -230,7 +255,7 @@ def live_table(report: Report) -> str:
 
 
 def outside_table(report: Report) -> str:
-    """Returns the table of others at the same place."""
+    """Returns the tables of others at the same place."""
     return f"{outside.show(report)}\n\n{_made_by(report)}"
 
 
@@ -256,6 +281,7 @@ def tables(folder: pathlib.Path) -> dict[str, str]:
         ("bench", report, budget_table),
         ("parts", report, part_table),
         ("fit", report, fit_table),
+        ("first-token", report, first_token_table),
         ("fleet", report, fleet_table),
         ("live", _read(folder / "live-proof.json"), live_table),
         ("outside", _read(folder / "outside.json"), outside_table),
@@ -282,6 +308,8 @@ def merge(path: pathlib.Path, newer: pathlib.Path) -> None:
     metrics = report["metrics"]
     metrics |= {name: {"run": run} | each for name, each in other["metrics"].items()}
     report["metrics"] = {name: metrics[name] for name in BUDGETS if name in metrics}
+    missing = report.get("missing", {}) | other.get("missing", {})
+    report["missing"] = {name: why for name, why in missing.items() if name not in metrics}
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
@@ -323,18 +351,6 @@ def _series(report: Report, prefix: str) -> dict[str, list[tuple[float, float]]]
         if name.startswith(prefix):
             lines |= each["series"]
     return lines
-
-
-def _number(value: float | None, spread: float | None) -> str:
-    if value is None:
-        return "-"
-    if not spread:
-        return _plain(value)
-    return f"{_plain(value)} ± " + (f"{spread:,.0f}" if spread >= 10 else f"{spread:.2g}")
-
-
-def _plain(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _made_by(report: Report) -> str:

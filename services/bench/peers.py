@@ -1,20 +1,20 @@
 """Bare servers to measure the mesh beside: `python -m services.bench.peers KIND [ARGUMENT] ...`.
 
-`backend COUNT[/EACH]`: a fake Triton that answers at once with so many tokens, so many (one) in
-each message, or one message every half second where the prompt says `slow`. `echo [SIZE]`: a unary
-grpc.aio method that returns its request, or so many bytes. `proxy ADDRESS`: a grpc.aio pass-through
-in front of a backend, bytes in and out, nothing parsed. `traces`: takes OTLP over HTTP and forgets
-it. `chat`: answers any HTTP POST with one chat completion. `router COUNT`: a router that serves,
-and answers any request at once with so many tokens. `picker`: an endpoint picker for gateways whose
-answers are constant, bytes in and out, nothing parsed. Each writes its address into its ready file
-and serves until it is told to end.
+`backend COUNT[/EACH[/SECONDS]]`: a fake Triton that answers with so many tokens, so many (one) in
+each message, so long (0) between two messages, half a second where the prompt says `slow`.
+`echo [SIZE]`: a unary grpc.aio method that returns its request, or so many bytes. `proxy ADDRESS`:
+a grpc.aio pass-through in front of a backend, bytes in and out, nothing parsed. `traces`: takes
+OTLP over HTTP and forgets it. `chat [COUNT[/SECONDS]]`: answers any HTTP POST with so many (8)
+tokens, so long (0) between two of a stream: as Triton does at its own paths, elsewhere as servers
+that speak OpenAI. `router COUNT`: a router that serves, and answers any request at once with so
+many tokens. `picker`: an endpoint picker for gateways whose answers are constant, bytes in and out,
+nothing parsed. Each writes its address into its ready file and serves until it is told to end.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import pathlib
 import signal
@@ -26,6 +26,7 @@ import grpc.aio
 import uvloop
 from tritonclient.grpc import service_pb2 as kserve
 
+from services.bench.http_peers import chat, http_answer
 from services.common.channels import STRAIGHT
 from tiercel.envoy.v3 import external_processor_pb2 as envoy_pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
@@ -102,18 +103,19 @@ def answer(token_count: int, each: int = 1) -> list[bytes]:
 
 
 def backend(tokens: str) -> Handlers:
-    """Returns a fake Triton; `tokens` is `COUNT` or `COUNT/EACH`."""
-    count, _, each = tokens.partition("/")
+    """Returns a fake Triton; `tokens` is `COUNT[/EACH[/SECONDS]]`."""
+    count, each, pause = f"{tokens}//".split("/")[:3]
+    pause_s = float(pause or 0.0)
     messages = answer(int(count), int(each or 1))
 
     async def infer(requests: AsyncIterator[bytes], _: Any) -> AsyncIterator[bytes]:
         async for request in requests:
-            is_slow = SLOW in request
+            wait_s = SLOW_INTERVAL_S if SLOW in request else pause_s
             own_id = kserve.ModelInferRequest.FromString(request).id.encode()
-            for message in messages:
+            for number, message in enumerate(messages):
+                if number and wait_s:
+                    await asyncio.sleep(wait_s)
                 yield message.replace(ANY_ID, own_id)
-                if is_slow:
-                    await asyncio.sleep(SLOW_INTERVAL_S)
 
     async def yes(_: bytes, __: Any) -> bytes:
         return READY
@@ -221,47 +223,14 @@ def picker() -> Handlers:
     return Handlers({PROCESS: grpc.stream_stream_rpc_method_handler(process)})
 
 
-COMPLETION: Mapping[str, Any] = {
-    "id": "x",
-    "object": "chat.completion",
-    "created": 1,
-    "model": "fake",
-    "choices": [
-        {
-            "index": 0,
-            "message": {"role": "assistant", "content": "word " * 8},
-            "finish_reason": "stop",
-        }
-    ],
-    "usage": {"prompt_tokens": 96, "completion_tokens": 8, "total_tokens": 104},
-}
-
-
-def http_answer(body: bytes) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]:
-    """Returns a handler of HTTP/1.1 connections that answers every POST with a body."""
-    head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: "
-    reply = head.encode() + str(len(body)).encode() + b"\r\n\r\n" + body
-
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                asked = (await reader.readuntil(b"\r\n\r\n")).lower()
-                _, _, rest = asked.partition(b"content-length:")
-                await reader.readexactly(int(rest.split(b"\r\n")[0]))
-                writer.write(reply)
-        writer.close()
-
-    return handle
-
-
 async def serve(kind: str, argument: str, ready: pathlib.Path) -> None:
     """Serves until SIGTERM or SIGINT."""
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
     if kind in ("traces", "chat"):
-        body = json.dumps(COMPLETION).encode() if kind == "chat" else b""
-        http = await asyncio.start_server(http_answer(body), "127.0.0.1", 0)
+        handler = chat(argument) if kind == "chat" else http_answer(b"")
+        http = await asyncio.start_server(handler, "127.0.0.1", 0)
         port = http.sockets[0].getsockname()[1]
     else:
         made: dict[str, Callable[[], Handlers]] = {

@@ -10,6 +10,9 @@ from typing import Any
 
 from services.bench.budgets import BUDGETS, Budget
 
+CPU_OF = "CPU us of "
+"""How the parts begin that say what a request costs a process."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
@@ -67,9 +70,46 @@ class Reading:
         }
 
 
-def within(budget: Budget, value: float) -> bool:
-    """Says whether a number keeps a budget."""
+def within(budget: Budget, value: float) -> bool | None:
+    """Says whether a number keeps a budget; None where there is none."""
+    if budget.limit is None:
+        return None
     return value <= budget.limit if budget.is_ceiling else value >= budget.limit
+
+
+def rows(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Returns judged readings as a Markdown table, line by line."""
+    lines = [
+        "| metric | what | measured | beside | ratio | budget | kept |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, each in metrics.items():
+        what = f"{each['what']}, {each['unit']}" + (each["beside"] and f"; {each['beside']}")
+        cells = [
+            f"`{name}`",
+            what,
+            number(each["value"], each["value_spread"]),
+            number(each["reference"], each["reference_spread"]),
+            number(each["ratio"], each["ratio_spread"]),
+            each["budget"].replace("<=", "≤").replace(">=", "≥"),
+            {True: "yes", False: "**no**", None: "-"}[each["within_budget"]],
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def number(value: float | None, spread: float | None) -> str:
+    """Returns a median with its spread, for tables."""
+    if value is None:
+        return "-"
+    if not spread:
+        return plain(value)
+    return f"{plain(value)} ± " + (f"{spread:,.0f}" if spread >= 10 else f"{spread:.2g}")
+
+
+def plain(value: float) -> str:
+    """Returns a number for tables."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _spread(values: Sequence[float]) -> float | None:

@@ -32,6 +32,7 @@ def write_settings(
     monitor_own: Mapping[str, Any] | None = None,
     deadline_s: float = DEADLINE_S,
     has_http: bool = False,
+    endpoint: Mapping[str, Any] | None = None,
 ) -> pathlib.Path:
     """Writes the settings file of a router; returns its path.
 
@@ -43,6 +44,7 @@ def write_settings(
         monitor_own: Keys of [load_monitor].
         deadline_s: Default deadline of every task, seconds.
         has_http: True lets gateways reach the endpoints, by the same addresses.
+        endpoint: Further keys of every endpoint.
     """
     text = settings_text(
         name="bench",
@@ -55,8 +57,8 @@ def write_settings(
             EndpointSettings(
                 name=f"e{index}",
                 address=address,
-                http_address=address if has_http else "",
                 tiers=TIERS,
+                **{"http_address": address if has_http else "", **(endpoint or {})},
             )
             for index, address in enumerate(addresses)
         ],
@@ -86,9 +88,11 @@ async def start_router(
     traces: str = "",
     cores: Sequence[int] = (),
     has_http: bool = False,
+    endpoint: Mapping[str, Any] | None = None,
 ) -> Server:
     """Starts a router in front of endpoints; with `traces`, telemetry goes there."""
-    config = write_settings(bench.folder / f"{name}.toml", addresses, own, has_http=has_http)
+    path = bench.folder / f"{name}.toml"
+    config = write_settings(path, addresses, own, has_http=has_http, endpoint=endpoint)
     variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{traces}"} if traces else {}
     variables |= {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"} if traces else {}
     module = "services.router_inference"

@@ -12,7 +12,7 @@ from typing import Any
 
 from router.folders import checkout
 from services.bench.bench import SUITES, Bench
-from services.bench.budgets import BUDGETS
+from services.bench.budgets import BUDGETS, FIRST_TOKENS
 from services.bench.readings import Reading
 from services.local.errors import InputError
 from trainer.evaluation import facts
@@ -28,6 +28,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "doors": ("openai", "openai_stream"),
     "gateway": ("envoy", "envoy_stream_128"),
+    "added": ("envoy_added_p50", "envoy_added_p99", *FIRST_TOKENS),
     "workers": ("workers_2",),
     "state": ("state_64x64", "state_64x64_monitor", "state_256x1024"),
 }  # fmt: skip
@@ -52,10 +53,11 @@ async def run_suite(suite: str, only: Sequence[str], *, command: str, say: Say) 
     wanted = wanted_metrics(suite, only)
     started, start_s, commit = facts.now(), time.monotonic(), facts.commit(checkout())
     metrics: dict[str, Any] = {}
+    missing: dict[str, str] = {}
     for group, names in GROUPS.items():
         asked = wanted.intersection(names)
         if asked:
-            readings = await _measure(group, asked, suite, say)
+            readings = await _measure(group, asked, suite, say, missing)
             run = {"suite": suite, "commit": commit}
             metrics |= {each.name: each.judged() | run for each in readings if each.name in asked}
     return {
@@ -67,6 +69,7 @@ async def run_suite(suite: str, only: Sequence[str], *, command: str, say: Say) 
         "machine": facts.machine(),
         "versions": facts.package_versions(PACKAGES),
         "metrics": {name: metrics[name] for name in BUDGETS if name in metrics},
+        "missing": missing,
     }
 
 
@@ -89,7 +92,9 @@ def wanted_metrics(suite: str, only: Sequence[str]) -> frozenset[str]:
     return frozenset(wanted or names)
 
 
-async def _measure(group: str, wanted: frozenset[str], suite: str, say: Say) -> list[Reading]:
+async def _measure(
+    group: str, wanted: frozenset[str], suite: str, say: Say, missing: dict[str, str]
+) -> list[Reading]:
     measure = importlib.import_module(f"services.bench.{group}").measure
     with tempfile.TemporaryDirectory(prefix="tiercel-bench-") as folder:
         async with contextlib.AsyncExitStack() as stack:
@@ -99,6 +104,7 @@ async def _measure(group: str, wanted: frozenset[str], suite: str, say: Say) -> 
                 folder=pathlib.Path(folder),
                 stack=stack,
                 say=lambda share, text: say(group, share, text),
+                missing=missing,
             )
             readings: list[Reading] = await measure(bench)
     say(group, 1.0, "")

@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
 
 def bench(
     suite: Annotated[
-        str, typer.Option(help="quick (three minutes), full, or smoke (seconds: does it run?).")
+        str, typer.Option(help="quick (five minutes), full, or smoke (seconds: does it run?).")
     ] = "quick",
     only: Annotated[
         list[str] | None, typer.Option(help="Metric or group to measure; repeatable.")
@@ -77,13 +77,15 @@ def _show(report: dict[str, Any]) -> None:
             else _number(each["ratio"], each["ratio_spread"]),
             each["unit"],
             each["budget"],
-            "yes" if each["within_budget"] else "no",
+            {True: "yes", False: "no", None: "-"}[each["within_budget"]],
         )
         for name, each in report["metrics"].items()
     ]  # fmt: skip
     columns = ("metric", "value", "reference", "ratio", "unit", "budget", "within")
     terminal = console()
     terminal.print(table(f"bench {report['suite']}", columns, rows))
+    for name, reason in report["missing"].items():
+        terminal.print(f"{name} is left out: {reason}", markup=False, soft_wrap=True)
     machine = report["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     terminal.print(

@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 
-from services.bench.budgets import BUDGETS
+from services.bench.budgets import BUDGETS, FIRST_TOKENS
 from services.bench.page import (
     PAGES,
     budget_table,
     fill,
+    first_token_table,
     fit_table,
     fleet_table,
     growth_figure,
     merge,
+    part_table,
     tables,
 )
 from services.bench.readings import Reading
@@ -78,9 +80,10 @@ def test_reports_become_tables_between_the_markers(tmp_path: pathlib.Path) -> No
     report = report_of(Reading("route", [80.0], [100.0], {"CPU us": 3.0}, note="mind"))
     (tmp_path / "bench.json").write_text(json.dumps(report))
     made = tables(tmp_path)
-    assert set(made) == {"bench", "parts", "fit", "fleet"}
+    assert set(made) == {"bench", "parts", "fit", "first-token", "fleet"}
     parts = "<!-- parts:begin --><!-- parts:end -->"
     fleet = "<!-- fit:begin --><!-- fit:end --><!-- fleet:begin --><!-- fleet:end -->"
+    fleet += "<!-- first-token:begin --><!-- first-token:end -->"
     page = f"a\n<!-- bench:begin -->\nold\n<!-- bench:end -->\nb\n{parts}{fleet}"
     text = fill(page, made)
     assert text.startswith("a\n<!-- bench:begin -->\n| metric |")
@@ -89,6 +92,40 @@ def test_reports_become_tables_between_the_markers(tmp_path: pathlib.Path) -> No
     assert fill(text, made) == text
     with pytest.raises(ValueError, match="bench:begin"):
         fill("nothing", made)
+
+
+def test_first_tokens_have_a_table_of_their_own() -> None:
+    """A row for each door and load that was measured, with what it costs each process."""
+    parts = {"requests/s": 50.0, "CPU us of door": 400.0, "CPU us of router": 1_200.0}
+    report = report_of(
+        Reading("route", [80.0], [100.0]),
+        *(
+            Reading(name, [1_500.0, 2_500.0], [1_000.0, 1_000.0], parts)
+            for name in FIRST_TOKENS
+            if name.startswith("first_token_openai")
+        ),
+    )
+    _, _, low, half, _, made = first_token_table(report).splitlines()
+    assert low == (
+        "| OpenAI-shaped, with its router | low | 50 | 1 | 2 ± 0.5 | 1 | 2 ± 0.5 "
+        "| door 400, router 1,200 |"
+    )
+    assert "| half |" in half
+    assert made.startswith("`tiercel bench`, commit `abc`")
+    assert "first_token" not in budget_table(report) + part_table(report)
+    assert first_token_table(report_of(Reading("route", [1.0], [1.0]))) == ""
+
+
+def test_what_could_not_be_measured_is_named(tmp_path: pathlib.Path) -> None:
+    """With its reason, until a later run has it."""
+    path, newer = tmp_path / "bench.json", tmp_path / "newer.json"
+    path.write_text(json.dumps(report_of(Reading("route", [80.0], [100.0]))))
+    later = report_of() | {"missing": {"route": "no", "envoy_added_p50": "needs Envoy"}}
+    newer.write_text(json.dumps(later))
+    merge(path, newer)
+    table = budget_table(json.loads(path.read_text()))
+    assert "`envoy_added_p50` is left out: needs Envoy" in table
+    assert "`route` is left out" not in table
 
 
 def test_metrics_of_a_later_run_are_merged_and_say_so(tmp_path: pathlib.Path) -> None:

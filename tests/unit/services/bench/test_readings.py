@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from services.bench.readings import Reading
+from services.bench.readings import Reading, rows
 
 
 def test_the_ratio_is_taken_round_by_round() -> None:
@@ -35,6 +35,15 @@ def test_budgets_have_a_side(
     """Times and shares may not lie above their budget, rates not below; the limit is kept."""
     judged = Reading(name, [value], [] if reference is None else [reference]).judged()
     assert judged["within_budget"] is is_within
+
+
+def test_without_a_budget_nothing_is_judged() -> None:
+    """The numbers are told, and a table has dashes for the rest."""
+    judged = Reading("envoy_added_p50", [300.0, 400.0], [100.0, 200.0]).judged()
+    assert judged["within_budget"] is None
+    assert rows({"envoy_added_p50": judged})[-1].endswith(
+        "| 350 ± 50 | 150 ± 50 | 2.5 ± 0.5 | - | - |"
+    )
 
 
 def test_a_difference_that_drowned_in_noise_keeps_no_budget() -> None:
