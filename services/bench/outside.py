@@ -86,6 +86,7 @@ litellm_settings: {{telemetry: false, num_retries: 0}}
 async def measure(bench: Bench, litellm: pathlib.Path | None) -> dict[str, Any]:
     """Measures everything there is; returns rows by name, and what is missing with its reason."""
     missing = {} if litellm else {"LiteLLM": "not asked for"}
+    chats = await _chats(bench, litellm)
     subjects = await make_subjects(bench, OURS)
     ways = {name: Way(each.ask, {name: each.server}) for name, each in subjects.items()}
     nginx = shutil.which("nginx")
@@ -94,7 +95,7 @@ async def measure(bench: Bench, litellm: pathlib.Path | None) -> dict[str, Any]:
     else:
         server = await _nginx(bench, nginx, subjects["backend"].server)
         ways["nginx"] = Way(infer(bench, server), {"nginx": server})
-    ways |= await _chats(bench, litellm)
+    ways |= chats
     for number in range(bench.rounds + 1):
         for name, way in ways.items():
             bench.say(number / (bench.rounds + 1), f"round {number}: {name}")
@@ -129,21 +130,23 @@ def _row(name: str, way: Way) -> dict[str, Any]:
 def beside_litellm(ways: Mapping[str, Way]) -> list[Reading]:
     """Returns what our door and its router cost and add, beside LiteLLM's proxy."""
     ours, theirs = ways["door"], ways["LiteLLM"]
-    rates = [[1.0 / sum(cpu.values()) for cpu in way.cpu_R] for way in (ours, theirs)]
+    own, other = ([1.0 / sum(cpu.values()) for cpu in way.cpu_R] for way in (ours, theirs))
     parts = {
         f"{CPU_OF}{name}": 1e6 * cpu_s
         for way in (ours, theirs)
         for name, cpu_s in way.cpu_s.items()
     }
-    direct_R, *others = (
+    direct_R, ours_R, theirs_R = (
         [1e6 * at(took_s, 0.5) for took_s in way.took_R[SINGLE]]
         for way in (ways["upstream"], ours, theirs)
     )
-    added = [[a - b for a, b in zip(each_R, direct_R, strict=True)] for each_R in others]
-    own = {"asked directly, us": statistics.median(direct_R), "requests/s": RATE_RPS}
+    added, theirs_added = (
+        [a - b for a, b in zip(each_R, direct_R, strict=True)] for each_R in (ours_R, theirs_R)
+    )
+    direct = {"asked directly, us": statistics.median(direct_R), "requests/s": RATE_RPS}
     return [
-        Reading("openai_litellm", *rates, parts),
-        Reading("openai_litellm_added_p50", *added, own),
+        Reading("openai_litellm", own, other, parts),
+        Reading("openai_litellm_added_p50", added, theirs_added, direct),
     ]
 
 
