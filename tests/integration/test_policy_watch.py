@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,27 +15,20 @@ import pytest
 
 from services.cli.app import run
 from tests.conftest import RedisServer
-from tests.fakes.router_process import RouterProcess, mesh_toml, router_process
+from tests.fakes.mesh_processes import mesh_processes
+from tests.fakes.router_process import RouterProcess
 from tests.fakes.triton import FakeTriton, Script
 from tests.unit.services.router_inference.policy.test_trial import ALWAYS_LARGE
 from tests.waiting import until
 from tiercel.router_inference.v1 import router_inference_service_pb2 as router_pb
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as router_grpc
 from tiercel.trainer.v1 import trainer_service_pb2 as pb
-from tiercel.trainer.v1 import trainer_service_pb2_grpc as pb_grpc
 
 pytestmark = pytest.mark.timeout(400)
 LIMIT_S = 180.0
 CALLERS = 16
 LATE = Script(tokens=("a",), step_s=4.0)
 """Of the tier that the poison takes; the others answer long before the deadline of 2 s."""
-TRAINER = """
-[trainer]
-listen = "{address}"
-metrics_listen = ""
-data_dir = "data"
-poll_interval_s = 0.1
-"""
 ROUTER = """
 policy = "static-small"
 safety_net = false
@@ -112,50 +105,28 @@ class Mesh:
 
 
 @asynccontextmanager
-async def running_mesh(
-    folder: Path, redis: RedisServer, free_port: Callable[[], int]
-) -> AsyncIterator[Mesh]:
+async def running_mesh(folder: Path, redis: RedisServer) -> AsyncIterator[Mesh]:
     """Runs it under load."""
     async with AsyncExitStack() as stack:
         triton = await FakeTriton(default=Script(tokens=("a",), step_s=0.1)).start()
         stack.push_async_callback(triton.stop)
-        monitor, trainer = (f"127.0.0.1:{free_port()}" for _ in range(2))
-
-        def toml(router: str = "") -> str:
-            text = mesh_toml(
-                [("e0", triton.address)],
-                monitor=monitor,
-                trainer=trainer,
-                redis_url=redis.url,
-                router=router,
-                deadline_s=2.0,
-            )
-            return text + TRAINER.format(address=trainer) + '[log]\nformat = "json"\n'
-
-        def start(module: str, name: str, router: str = "", *options: str) -> RouterProcess:
-            own = folder / name
-            own.mkdir()
-            process = router_process(own, toml(router), *options, module=module)
-            return stack.enter_context(process)
-
-        listen = (f"load_monitor.listen={monitor}", "load_monitor.metrics_listen=")
-        options = [word for each in listen for word in ("--set", each)]
-        start("services.load_monitor", "monitor", "", *options)
-        trainer_process = start("tests.fakes.open_gate", "trainer")
-        processes = [
-            start("services.router_inference", "a", ROUTER),
-            start("services.router_inference", "b", ROUTER + "workers = 2\n"),
-        ]
+        running = mesh_processes(
+            folder,
+            [("e0", triton.address)],
+            redis_url=redis.url,
+            routers={"a": ROUTER, "b": ROUTER + "workers = 2\n"},
+            deadline_s=2.0,
+            trainer_module="tests.fakes.open_gate",
+        )
+        processes = await stack.enter_async_context(running)
         routers: list[Any] = []
-        for process in processes:
+        for process in processes.routers:
             channel = grpc.aio.insecure_channel(process.address)
             routers.append(
                 router_grpc.RouterInferenceServiceStub(await stack.enter_async_context(channel))
             )
-        channel = await stack.enter_async_context(grpc.aio.insecure_channel(trainer))
-        logs = [process.log_path for process in (trainer_process, *processes)]
-        stub = pb_grpc.TrainerServiceStub(channel)
-        mesh = Mesh(triton, trainer_process, stub, routers, logs)
+        logs = [process.log_path for process in (processes.trainer, *processes.routers)]
+        mesh = Mesh(triton, processes.trainer, processes.trainer_stub, routers, logs)
         calls = [asyncio.create_task(mesh.call(number)) for number in range(CALLERS)]
         try:
             yield mesh
@@ -167,11 +138,10 @@ async def running_mesh(
 async def test_the_mesh_goes_back_from_a_policy_that_misses(
     redis_server: RedisServer,
     tmp_path: Path,
-    free_port: Callable[[], int],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Its requests all miss; it is rejected, and the policy before it decides everywhere again."""
-    async with running_mesh(tmp_path, redis_server, free_port) as mesh:
+    async with running_mesh(tmp_path, redis_server) as mesh:
         mesh.triton.scripts["large"] = LATE
         await until(lambda: mesh.on_time >= 400, "there is something to compare with", LIMIT_S)
         version = await mesh.promote()
@@ -203,10 +173,10 @@ async def test_the_mesh_goes_back_from_a_policy_that_misses(
 
 
 async def test_routers_go_back_without_the_trainer(
-    redis_server: RedisServer, tmp_path: Path, free_port: Callable[[], int]
+    redis_server: RedisServer, tmp_path: Path
 ) -> None:
     """It was killed in the midst of the watch; each router, both its workers, is back by itself."""
-    async with running_mesh(tmp_path, redis_server, free_port) as mesh:
+    async with running_mesh(tmp_path, redis_server) as mesh:
         await until(lambda: mesh.on_time >= 400, "there is something to compare with", LIMIT_S)
         await mesh.promote()
 
