@@ -152,6 +152,17 @@ def _router_facts(address: str) -> dict[str, Any]:
             }
             for each in reply.priorities
         ],
+        "qualities": [
+            {
+                "task": each.task,
+                "tier": each.tier,
+                "quality": round(each.quality, 4),
+                "settings_quality": round(each.settings_quality, 4),
+                "error": round(each.error, 4),
+                "reports": each.report_count,
+            }
+            for each in reply.tier_qualities
+        ],
         "tokens": [
             token_goodput_json(found)
             for each in reply.token_outcomes
@@ -211,6 +222,7 @@ def _show(found: dict[str, Any]) -> None:
             out.print(profile_table(each["profiles"]))
         _show_priorities(each["priorities"])
         _show_tokens(each["tokens"])
+        _show_qualities(each["qualities"])
         if each["conversations"]:
             counts = ", ".join(f"{count} {stay}" for stay, count in each["conversations"].items())
             out.print(f"  decisions of one process for conversations: {counts}")
@@ -279,6 +291,26 @@ def _show_tokens(facts: list[dict[str, Any]]) -> None:
     ]
     columns = ("task", "due", "on time", "missed", "in time", "smooth")
     title = "deadlines for tokens since the start"
+    console().print(table(title, columns, rows, numeric_from=2))
+
+
+def _show_qualities(facts: list[dict[str, Any]]) -> None:
+    """Shows what was learned of the tiers' quality; nothing where nobody has reported any."""
+    if not facts:
+        return
+    rows = [
+        (
+            each["task"],
+            each["tier"],
+            f"{each['quality']:.3f}",
+            f"{each['settings_quality']:.3f}",
+            f"{each['error']:.3f}",
+            each["reports"],
+        )
+        for each in facts
+    ]
+    columns = ("task", "tier", "quality in use", "of the settings", "+-", "reports")
+    title = "quality by the reports of clients, of one process"
     console().print(table(title, columns, rows, numeric_from=2))
 
 

@@ -257,6 +257,7 @@ class RouterInference:
             "loop_lag": core.lag.run,
             "status": core.status.run,
             "experience": core.experience.run,
+            "quality": core.quality.run,
             **({"http_names": core.picker.places.names.run} if core.picker is not None else {}),
             **self._links(core, place, stores, stack),
         }

@@ -79,6 +79,7 @@ from services.router_inference.settings import (
 from services.router_inference.status import StatusReader
 from services.router_inference.view.breaker import BreakerLimits
 from services.router_inference.view.fleet import FleetView
+from services.router_inference.view.quality import LearnedQuality
 from services.router_inference.view.view import View
 from services.router_inference.workers.kserve import WorkerKserveServicer
 from services.router_inference.workers.place import Place
@@ -153,6 +154,7 @@ class Core:
     picker: Picker | None
     kserve: KserveServicer
     conversations: Conversations | None
+    quality: LearnedQuality
 
 
 def build_core(env: Surroundings) -> Core:
@@ -176,6 +178,14 @@ def build_core(env: Surroundings) -> Core:
     lag = LoopLag(clock=clock, metrics=env.metrics)
     rng = np.random.default_rng(seed)
     view = _view(env, rng)
+    quality = LearnedQuality(
+        catalog=catalog,
+        is_on=own.learn_quality,
+        fleet=view.fleet,
+        metrics=env.metrics,
+        clock=clock,
+        log=env.log,
+    )
     admission = Admission(
         safety_limits(own), clock.monotonic_s, lambda: lag.lasting_s, view.traffic.latency_ratio
     )
@@ -272,6 +282,7 @@ def build_core(env: Surroundings) -> Core:
         view=view,
         accounts=accounts,
         experience=experience,
+        quality=quality,
         clock=clock,
     )
     status = StatusReader(
@@ -288,6 +299,7 @@ def build_core(env: Surroundings) -> Core:
         attainments=attainments,
         metrics=env.metrics,
         experience=experience,
+        quality=quality,
         explorer=explorer,
         notes=notes,
         clock=clock,
@@ -358,6 +370,7 @@ def build_core(env: Surroundings) -> Core:
         kserve=kserve,
         conversations=conversations,
         explorer=explorer,
+        quality=quality,
     )
 
 

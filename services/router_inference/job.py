@@ -296,6 +296,7 @@ class Job:
         choice: its decision; None = none was made.
         target: where it was last sent, or is about to be; None without a decision.
         quality: quality of that tier on the task, or of this very answer if the client told it.
+        is_rated: True if its client told it as it closed the ticket.
         attempts: every dispatch.
         dispatch_s: when it was last sent.
         first_token_s: when its first token came.
@@ -343,6 +344,7 @@ class Job:
     choice: Choice | None = None
     target: Target | None = None
     quality: float = 0.0
+    is_rated: bool = False
     attempts: list[Attempt] = field(default_factory=list)
     dispatch_s: float = 0.0
     first_token_s: float = 0.0

@@ -51,6 +51,7 @@ _LIMITS = (
 )
 _CONVERSATIONS = ("conversation_memory_s", "conversation_margin")
 _EXPLORATION = ("exploration_share", "exploration_on_time")
+_QUALITY = ("learn_quality",)
 _TRIAL = ("trial_cpu_share", "canary_misses", "canary_decision_s")
 _CLIENTS = ("clients", "other_clients")
 _MESH = (
@@ -112,7 +113,7 @@ class LiveSettings:
         clients = _CLIENTS if self._core.clients else ()
         own_keys = (
             *(*_POLICIES, *_SAFETY, *_LIMITS, *_CONVERSATIONS),
-            *(*_EXPLORATION, *_TRIAL, *clients),
+            *(*_EXPLORATION, *_QUALITY, *_TRIAL, *clients),
         )
         mesh_keys = (*_MESH, *(_TASKS if _keeps_tasks(self._mesh, settings.mesh) else ()))
         own = self._own.model_copy(
@@ -146,7 +147,8 @@ class LiveSettings:
         if core.picker is not None:
             core.picker.places.allow(mesh.may_be_endpoint)
         endpoints = [endpoint_of_settings(entry) for entry in mesh.endpoints]
-        core.view.configure(files.catalog, endpoints, profiles_by_name(files))
+        catalog = core.quality.configure(files.catalog, is_on=own.learn_quality)
+        core.view.configure(catalog, endpoints, profiles_by_name(files))
         core.validator.configure(files.catalog, request_limits(own, mesh))
         core.dispatcher.limits = DispatchLimits(own.max_in_flight, own.max_leases)
         core.view.traffic.reserve = SHARES[own.reserve]

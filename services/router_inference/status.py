@@ -37,6 +37,7 @@ from services.router_inference.records.metrics import RouterMetrics
 from services.router_inference.records.router_counts import RouterCounts
 from services.router_inference.view.fleet import Target
 from services.router_inference.view.profiles import ProfileStatus
+from services.router_inference.view.quality import LearnedQuality, TierQuality
 from services.router_inference.view.view import View
 
 _REFRESH_S = 0.5
@@ -107,6 +108,8 @@ class RouterStatus:
     conversation_counts: Mapping[str, int]
     priorities: list[PriorityStatus]
     token_ends: Mapping[str, list[TokenEnds]]
+    qualities: list[TierQuality]
+    quality_version: int
     watched_activation: int = 0
     watch_problem: str = ""
 
@@ -130,6 +133,7 @@ class StatusReader:
         attainments: Attainments,
         metrics: RouterMetrics,
         experience: ExperienceWriter,
+        quality: LearnedQuality,
         explorer: Explorer,
         notes: HealthNotes,
         clock: Clock,
@@ -152,6 +156,7 @@ class StatusReader:
             attainments: how they were met.
             metrics: where gauges are set.
             experience: knows whether Redis answers.
+            quality: what was learned of the tiers.
             explorer: what it explores.
             notes: reasons for which the mesh is degraded.
             clock: tells the time.
@@ -171,6 +176,7 @@ class StatusReader:
         self._attainments = attainments
         self._metrics = metrics
         self._experience = experience
+        self._quality = quality
         self._explorer = explorer
         self._notes = notes
         self._clock = clock
@@ -228,6 +234,8 @@ class StatusReader:
             conversation_counts=self._counts.of_conversations,
             priorities=self._by_priority(),
             token_ends=self._token_ends(),
+            qualities=self._quality.read(),
+            quality_version=self._quality.version,
             watched_activation=self._watch.watched_activation,
             watch_problem=self._watch.problem,
             profiles=view.fleet.errors.read(now_s),

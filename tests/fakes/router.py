@@ -51,6 +51,7 @@ class FakeRouter(pb_grpc.RouterInferenceServiceServicer):
         self.experience = pb.ExperienceStatus()
         self.conversations: dict[str, int] = {}
         self.token_outcomes: list[pb.TaskTokenOutcomes] = []
+        self.qualities: list[pb.TierQuality] = []
         self.served: list[str] = []
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:
@@ -97,6 +98,7 @@ class FakeRouter(pb_grpc.RouterInferenceServiceServicer):
             experience=self.experience,
             conversation_counts=self.conversations,
             token_outcomes=self.token_outcomes,
+            tier_qualities=self.qualities,
         )
         reply.priorities.add(
             priority=common_pb2.PRIORITY_LOW, on_time_count=7, refused_count=3, price_factor=1.5

@@ -349,6 +349,7 @@ def status_response(status: RouterStatus) -> pb2.GetRouterStatusResponse:
         conversation_counts=status.conversation_counts,
         watched_activation=status.watched_activation,
         watch_problem=status.watch_problem,
+        quality_version=status.quality_version,
     )
     response.profiles.extend(map(profile_state, status.profiles))
     for task, attained in zip(status.tasks, status.attainments, strict=True):
@@ -370,6 +371,15 @@ def status_response(status: RouterStatus) -> pb2.GetRouterStatusResponse:
         )
     for name, ends in status.token_ends.items():
         response.token_outcomes.add(task=name, outcomes=map(token_outcomes, ends))
+    for each in status.qualities:
+        response.tier_qualities.add(
+            task=each.task,
+            tier=each.tier,
+            quality=each.quality,
+            settings_quality=each.settings_quality,
+            error=each.error,
+            report_count=each.reports,
+        )
     if status.state_age_s is not None:
         set_duration(response.state_age, status.state_age_s)
     explores = response.exploration

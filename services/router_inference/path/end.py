@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import NamedTuple
 
 from router.estimators import OutputLengthPredictor
 from router.reward import answer_reward
@@ -27,6 +28,18 @@ REASON_LEASE_EXPIRED = "LEASE_EXPIRED"
 """Reason of routed requests nobody reported on."""
 _LEAST_LATE_S = 1e-3
 """Lateness of an answer whose client says that it was late, if all that is known is its end."""
+
+
+class Remembered(NamedTuple):
+    """An ended request that feedback may come for.
+
+    Attributes:
+        entry: its record.
+        task: its task; empty if its client said how good the answer was before.
+    """
+
+    entry: OutcomeEntry
+    task: str
 
 
 class Ending:
@@ -61,7 +74,7 @@ class Ending:
         self._lengths = lengths
         self._tracing = tracing
         self._memory_count = memory_count
-        self._memory: OrderedDict[tuple[str, str], OutcomeEntry] = OrderedDict()
+        self._memory: OrderedDict[tuple[str, str], Remembered] = OrderedDict()
 
     def end(self, job: Job, outcome: Outcome, end_s: float, reason: str = "") -> None:
         """Ends a request.
@@ -129,12 +142,13 @@ class Ending:
         )
         self._experience.add(entry)
         if job.is_complete and self._memory_count:
-            self._memory[job.client, job.request_id] = entry
+            task = "" if job.is_rated else job.task.name
+            self._memory[job.client, job.request_id] = Remembered(entry, task)
             if len(self._memory) > self._memory_count:
                 self._memory.popitem(last=False)
 
-    def recall(self, client: str, request_id: str) -> OutcomeEntry | None:
-        """Returns the record of an ended request that its client may give feedback for, once."""
+    def recall(self, client: str, request_id: str) -> Remembered | None:
+        """Returns an ended request that its client may give feedback for, once."""
         return self._memory.pop((client, request_id), None)
 
 

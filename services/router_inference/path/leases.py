@@ -32,6 +32,7 @@ from services.router_inference.records.accounts import Accounts
 from services.router_inference.records.convert import OUTCOME_STATUS, OutcomeEntry
 from services.router_inference.records.experience import ExperienceWriter
 from services.router_inference.view.fleet import Target
+from services.router_inference.view.quality import LearnedQuality
 from services.router_inference.view.view import View
 
 REASON_CLOSED = "TICKET_CLOSED"
@@ -102,6 +103,7 @@ class Leases:
         view: View,
         accounts: Accounts,
         experience: ExperienceWriter,
+        quality: LearnedQuality,
         clock: Clock,
     ) -> None:
         """Takes its parts.
@@ -123,6 +125,7 @@ class Leases:
         self._view = view
         self._accounts = accounts
         self._experience = experience
+        self._quality = quality
         self._clock = clock
         self._open: dict[int, Job] = {}
         self._open_by_client: Counter[str] = Counter()
@@ -286,6 +289,9 @@ class Leases:
         job.is_complete = _is_answered(report)
         if report.quality is not None:
             job.quality = report.quality
+            if job.is_complete:
+                job.is_rated = True
+                self._quality.report(job.task.name, job.tier, report.quality)
         reason = "REPORTED_FAILURE" if report.outcome is Outcome.FAILED else ""
         self._ending.end(job, report.outcome, end_s, reason)
 
@@ -295,9 +301,12 @@ class Leases:
         Raises:
             NotFoundError: this process does not remember such a request of this client.
         """
-        entry = self._ending.recall(client, request_id)
-        if entry is None:
+        found = self._ending.recall(client, request_id)
+        if found is None:
             raise NotFoundError("request", request_id)
+        entry, task = found
+        if task and entry.served_by is not None:
+            self._quality.report(task, entry.served_by[0], quality)
         scale = quality / entry.quality if entry.quality > 0.0 else 0.0
         self._experience.add(
             entry._replace(

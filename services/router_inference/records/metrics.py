@@ -77,6 +77,24 @@ class RouterMetrics:
             ["device"],
             registry=registry,
         )
+        self.tier_quality = Gauge(
+            "tiercel_tier_quality",
+            "Quality of a tier on a task that decisions use, where clients reported on answers.",
+            ["task", "tier"],
+            registry=registry,
+        )
+        self.tier_quality_error = Gauge(
+            "tiercel_tier_quality_error",
+            "Half the width of the 95 % interval of what reports say of a tier's quality.",
+            ["task", "tier"],
+            registry=registry,
+        )
+        self.quality_reports = Counter(
+            "tiercel_quality_reports",
+            "Reports of clients on the quality of an answer that were learned from.",
+            ["task", "tier"],
+            registry=registry,
+        )
         self.latency_slowdown = Gauge(
             "tiercel_latency_slowdown",
             "Factor by which answers come slower than predicted, beyond an ordinary 5 %, 1 to 2.",

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from router.catalog import Catalog
 from router.fleet import EndpointProtocol, EndpointSpec, Fleet, build_fleet
@@ -120,6 +121,15 @@ class FleetView:
         )
         self.catalog, self._profiles, self._applied = catalog, profiles, None
         self._rebuild(self._specs if self.topology_version else tuple(endpoints))
+
+    def take_quality(self, quality_KT: NDArray[np.float64]) -> None:
+        """Uses other qualities of the tiers, float64 [K, T], from the next decision on."""
+        self.catalog = replace(self.catalog, quality_KT=quality_KT)
+        arrays = self.as_profiled.arrays
+        quality_KC = np.ascontiguousarray(quality_KT[:, arrays.tier_C])
+        # Another fleet: decisions that are kept hold on to the one they were taken on.
+        self.as_profiled = replace(self.as_profiled, arrays=arrays._replace(quality_KC=quality_KC))
+        self.latest.arrays.quality_KC[:] = quality_KC
 
     def apply(self, state: SeenState) -> None:
         """Takes in the endpoints of a newer system state and their health."""

@@ -25,7 +25,12 @@ SUMMED_GAUGES = frozenset(
 )
 """Gauges of things that each worker has for itself."""
 AVERAGED_GAUGES = frozenset(
-    {"tiercel_candidate_availability", "tiercel_device_slowness", "tiercel_profile_error"}
+    {
+        "tiercel_candidate_availability",
+        "tiercel_device_slowness",
+        "tiercel_profile_error",
+        "tiercel_tier_quality",
+    }
 )
 """Gauges of one thing that every worker has its own opinion of."""
 LEAST_GAUGES = frozenset({"process_start_time_seconds"})

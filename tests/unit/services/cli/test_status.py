@@ -86,6 +86,26 @@ def test_deadlines_for_tokens_are_told(
     assert (found["tokens"][0]["smooth_share"], found["tokens"][0]["goodput_rps"]) == (0.925, None)
 
 
+def test_what_was_learned_of_tiers_is_told(
+    router: tuple[FakeRouter, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row per task and tier that clients reported on; nothing where they did not."""
+    question = ["status", "--router", router[1], "--require", "router"]
+    assert run(question) == 0
+    assert "reports" not in capsys.readouterr().out
+    learned = router_pb.TierQuality(
+        task="chat", tier="small", quality=0.625, settings_quality=0.7, error=0.03, report_count=90
+    )
+    router[0].qualities = [learned]
+    assert run(question) == 0
+    [row] = [line for line in capsys.readouterr().out.splitlines() if "chat" in line]
+    cells = [cell.strip() for cell in row.strip("│ ").split("│")]
+    assert cells == ["chat", "small", "0.625", "0.700", "0.030", "90"]
+    assert run([*question, "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["routers"]
+    assert found["qualities"][0]["settings_quality"] == 0.7
+
+
 def test_profiles_are_told_with_age_and_error(
     router: tuple[FakeRouter, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
