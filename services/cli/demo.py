@@ -38,18 +38,58 @@ def demo(
     burst_factor: Annotated[
         float, typer.Option(min=1, max=20, help="Burst over static-large's capacity.")
     ] = DemoPlan.burst_factor,
+    story: Annotated[
+        str,
+        typer.Option(
+            help="Another demo instead: shift (tasks change, then a paced device slows down)."
+        ),
+    ] = "",
 ) -> None:
     """Measure the tiers, train a policy, replay a burst against each policy, write a report."""
+    out = out or state_folder("demo")
+    if story:
+        _check_story(story, train_s=train_s, policies=policies, burst_factor=burst_factor)
+        check_writable(out / "shift.html", "--out")
+        raise typer.Exit(run_owning_children(_run_shift(seed, out), note))
     names = tuple(name.strip() for name in policies.split(",") if name.strip())
     if not names or len(set(names)) != len(names):
         raise InputError("--policies: name at least one policy, each once")
     known = [each for each in known_policies(REFERENCE_TIERS) if each not in LEARNED]
     for each in names:  # what routers refuse, they would refuse after minutes
         check_policy("--policies", each, [*known, LEARNED_POLICY])
-    out = out or state_folder("demo")
     check_writable(out / "report.html", "--out")
     plan = DemoPlan(seed=seed, train_s=train_s, policies=names, burst_factor=burst_factor)
     raise typer.Exit(run_owning_children(_run(plan, out), note))
+
+
+def _check_story(story: str, **others: object) -> None:
+    """Refuses a story that there is not, and options that say nothing to it."""
+    if story != "shift":
+        raise InputError(f"--story: must be shift, got {story[:64]!r}")
+    plain = {
+        "train_s": DemoPlan.train_s,
+        "policies": ",".join(POLICIES),
+        "burst_factor": DemoPlan.burst_factor,
+    }
+    for name, value in others.items():
+        if value != plain[name]:
+            raise InputError(f"--{name.replace('_', '-')}: the story has none; leave it out")
+
+
+async def _run_shift(seed: int, out: pathlib.Path) -> int:
+    from services.demo.display import Display
+    from services.demo.shift import ShiftPlan, ShiftStory
+
+    terminal = console()
+    with Display(terminal) as display:
+        report = await ShiftStory(ShiftPlan(seed=seed), out, display).run()
+    terminal.print(report["verdict"], markup=False, soft_wrap=True, style="bold")
+    for each in report["notes"]:
+        terminal.print(each, markup=False)
+    page = (out / "shift.html").absolute()
+    terminal.print(f"\nOpen next:  {page.as_uri()}", soft_wrap=True)
+    terminal.print(f"Numbers:    {out / 'shift.json'}")
+    return 0 if all(each["valid"] for each in report["policies"].values()) else 1
 
 
 async def _run(plan: DemoPlan, out: pathlib.Path) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -96,6 +96,28 @@ class MeshControl:
             except grpc.aio.AioRpcError:
                 await asyncio.sleep(1.0)
 
+    async def training(
+        self, mode: trainer_pb.TrainingMode.ValueType, *, seed: int, limit_s: float
+    ) -> AsyncIterator[Any]:
+        """Starts a training run and yields its TrainingProgress, every newer one, until it ends.
+
+        Args:
+            mode: A TrainingMode.
+            seed: Seed of the run.
+            limit_s: Longest time to wait for its end.
+
+        Raises:
+            CommandError: The trainer refused, is gone, or the run did not end in time.
+        """
+        request = trainer_pb.StartTrainingRequest(mode=mode, seed=seed)
+        try:
+            started = await self._trainer.StartTraining(request, timeout=CALL_TIMEOUT_S)
+            watch = trainer_pb.WatchTrainingRequest(training_id=started.training_id)
+            async for message in self._trainer.WatchTraining(watch, timeout=limit_s):
+                yield message.progress
+        except grpc.aio.AioRpcError as error:
+            raise explain("trainer", self._addresses["trainer"], error) from None
+
     async def train(
         self, *, seed: int, limit_s: float, on_progress: Callable[[Any], None]
     ) -> tuple[str, Any]:
@@ -112,22 +134,27 @@ class MeshControl:
         Raises:
             CommandError: The run failed or did not end in time.
         """
-        request = trainer_pb.StartTrainingRequest(
-            mode=trainer_pb.TRAINING_MODE_SIMULATED, seed=seed
-        )
-        try:
-            started = await self._trainer.StartTraining(request, timeout=CALL_TIMEOUT_S)
-            watch = trainer_pb.WatchTrainingRequest(training_id=started.training_id)
-            last = None
-            async for message in self._trainer.WatchTraining(watch, timeout=limit_s):
-                last = message.progress
-                on_progress(last)
-        except grpc.aio.AioRpcError as error:
-            raise explain("trainer", self._addresses["trainer"], error) from None
+        last = None
+        mode = trainer_pb.TRAINING_MODE_SIMULATED
+        async for last in self.training(mode, seed=seed, limit_s=limit_s):
+            on_progress(last)
         if last is None or last.state != trainer_pb.TRAINING_STATE_SUCCEEDED:
             why = last.error if last is not None else "no progress was sent"
             raise CommandError(f"training the learned policy failed: {why}")
         return str(last.policy_version), last
+
+    async def publish(self, snapshot: bytes) -> str:
+        """Puts a snapshot into the registry, where it may be already; returns its version.
+
+        Raises:
+            CommandError: The trainer refused it, or is gone.
+        """
+        request = trainer_pb.PublishPolicyRequest(snapshot=snapshot)
+        try:
+            reply = await self._trainer.PublishPolicy(request, timeout=CALL_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise explain("trainer", self._addresses["trainer"], error) from None
+        return str(reply.policy.policy_version)
 
     async def _status(self) -> Any:
         try:

@@ -14,7 +14,6 @@ from router.catalog import parse_quality
 from router.profile import parse_profile
 from services.common.files import read_text
 from services.live.mesh import StretchedMesh
-from services.loadgen.prompts import draw_prompts
 from services.loadgen.spec import LoadSpec
 from services.local.paced_mesh import DEADLINE_S
 from services.local.triton.repository.layout import models_root
@@ -56,8 +55,9 @@ def simulation_config(mesh: StretchedMesh, setting: Setting) -> SimulationConfig
 
 def workload_of(spec: LoadSpec, setting: Setting) -> Workload:
     """Returns the requests that the load generator sends by a spec."""
-    arrival_N = spec.arrivals().arrival_s
-    prompts = draw_prompts(spec.task_mix, spec.pools(), len(arrival_N), seed=spec.seed)
+    arrivals = spec.arrivals()
+    arrival_N = arrivals.arrival_s
+    prompts = spec.drawn_prompts(arrivals)
     tasks = {task.name: k for k, task in enumerate(setting.catalog.tasks)}
     limits = {task.name: task.default_max_output_tokens for task in setting.catalog.tasks}
     engine = paced_engine()

@@ -9,6 +9,7 @@ import string
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,7 +46,12 @@ def made_up_text(token_count: int, rng: random.Random) -> str:
 
 
 def draw_prompts(
-    mix: Mapping[str, float], pools: Mapping[str, Sequence[Prompt]], count: int, *, seed: int
+    mix: Mapping[str, float],
+    pools: Mapping[str, Sequence[Prompt]],
+    count: int,
+    *,
+    seed: int,
+    stretches: Sequence[tuple[slice, Mapping[str, float]]] = (),
 ) -> list[Prompt]:
     """Draws the prompts of a run: tasks by their shares, prompts of a task in the pool's order.
 
@@ -54,10 +60,18 @@ def draw_prompts(
         pools: At least one prompt for every task of the mix.
         count: How many to draw.
         seed: Same seed, same tasks.
+        stretches: Requests whose tasks, all of the mix, have other shares.
     """
     names = list(mix)
-    shares = np.array([mix[name] for name in names], dtype=np.float64)
-    picks = np.random.default_rng([seed, 1]).choice(len(names), size=count, p=shares / shares.sum())
+
+    def drawn(shares: Mapping[str, float], count: int, *place: int) -> NDArray[np.int64]:
+        share = np.array([shares.get(name, 0.0) for name in names], dtype=np.float64)
+        rng = np.random.default_rng([seed, 1, *place])
+        return rng.choice(len(names), size=count, p=share / share.sum())
+
+    picks = drawn(mix, count)
+    for place, (where, shares) in enumerate(stretches):
+        picks[where] = drawn(shares, len(picks[where]), place + 1)
     used = dict.fromkeys(names, 0)
     prompts = []
     for pick in picks:

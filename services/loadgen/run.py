@@ -15,7 +15,7 @@ import numpy as np
 from services.common.access.caller import Caller, CallerError
 from services.common.priorities import MESSAGE
 from services.common.times import set_duration
-from services.loadgen.prompts import Prompt, draw_prompts
+from services.loadgen.prompts import Prompt
 from services.loadgen.records import CANCELLED, FAILED, LATE, ON_TIME, REFUSED, RunRecords
 from services.loadgen.rows import Row, latest_token_s, make_records
 from services.loadgen.spec import LoadSpec
@@ -56,7 +56,7 @@ class LoadRun:
         self._spec = spec
         self._arrivals = spec.arrivals()
         count = len(self._arrivals.arrival_s)
-        self._prompts = draw_prompts(spec.task_mix, spec.pools(), count, seed=spec.seed)
+        self._prompts = spec.drawn_prompts(self._arrivals)
         self._specs = {id(each): self._message(each) for each in self._prompts}
         self._priorities = spec.priorities(count)
         draws = np.random.default_rng([spec.seed, 2]).random(count)

@@ -28,7 +28,7 @@ from services.loadgen.arrivals import (
     Process,
     draw_arrivals,
 )
-from services.loadgen.prompts import Prompt, made_up_text
+from services.loadgen.prompts import Prompt, draw_prompts, made_up_text
 from trainer.simulation.workload import OPT_LENGTHS, Lengths
 
 MAX_PROMPT_TOKENS = 16_384
@@ -38,12 +38,27 @@ MAX_OUTPUT_TOKENS = HIGHEST_LIMIT_TOKENS
 _MOST_MISTAKES = 20
 _LARGEST_SPEC_BYTES = 64 * 1024 * 1024  # it may carry a pool of prompts
 _POOL_SIZE = 500
+MOST_TASKS = 64
 DRAWN: Literal["drawn"] = "drawn"
 PromptLength = Annotated[int, Field(ge=1, le=MAX_PROMPT_TOKENS)] | Literal["drawn"]
 OutputLength = Annotated[int, Field(ge=1, le=MAX_OUTPUT_TOKENS)] | Literal["drawn"]
 """Tokens: a number, or drawn as the evaluation draws them."""
 Name = Annotated[str, Field(min_length=1, max_length=64)]
 DeadlineS = Annotated[float, Field(gt=0, le=3_600)]
+
+
+def _some_share(mix: dict[str, float]) -> dict[str, float]:
+    """Refuses shares of which none is above 0; no share at all is something else."""
+    if mix and not math.fsum(mix.values()) > 0:
+        raise ValueError("at least one share must be above 0")
+    return mix
+
+
+Share = Annotated[float, Field(ge=0, le=1e9)]
+TaskMix = Annotated[dict[Name, Share], pydantic.AfterValidator(_some_share)]
+PriorityMix = Annotated[
+    dict[Literal["high", "normal", "low"], Share], pydantic.AfterValidator(_some_share)
+]
 
 
 class LoadSpecError(ValueError):
@@ -61,11 +76,14 @@ class PhaseSpec(_Model):
         name: Name in tables.
         duration_s: Length in seconds.
         rate_rps: Mean arrivals per second; 0 means a pause.
+        task_mix: Share of each task in it, of tasks that the run's own mix names; empty means that
+            mix.
     """
 
     name: Name
     duration_s: float = Field(gt=0, le=MAX_DURATION_S)
     rate_rps: float = Field(ge=0, le=MAX_RATE_RPS)
+    task_mix: TaskMix = Field(default_factory=dict, max_length=MOST_TASKS)
 
 
 class PromptSpec(_Model):
@@ -140,7 +158,7 @@ class LoadSpec(_Model):
     router_addresses: list[str] = Field(min_length=1, max_length=64)
     phases: list[PhaseSpec] = Field(min_length=1, max_length=10_000)
     deadline_s: DeadlineS | Annotated[dict[Name, DeadlineS], Field(min_length=1)]
-    task_mix: dict[Name, Annotated[float, Field(ge=0, le=1e9)]] = Field(min_length=1, max_length=64)
+    task_mix: TaskMix = Field(min_length=1, max_length=MOST_TASKS)
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
     process: Process = "poisson"
     cv: float = Field(default=1.0, gt=0, le=MAX_CV)
@@ -150,9 +168,7 @@ class LoadSpec(_Model):
     max_output_tokens: OutputLength | None = None
     tier: str = Field(default="", max_length=64)
     quality_floor: float = Field(default=0.0, ge=0, le=1)
-    priority_mix: dict[Literal["high", "normal", "low"], Annotated[float, Field(ge=0, le=1e9)]] = (
-        Field(default_factory=dict)
-    )
+    priority_mix: PriorityMix = Field(default_factory=dict)
     stream: bool = False
     token_interval_s: float | None = Field(default=None, gt=0, le=LONGEST_TOKEN_INTERVAL_S)
     failover: bool = True
@@ -169,16 +185,15 @@ class LoadSpec(_Model):
     def _are_addresses(cls, addresses: list[str]) -> list[str]:
         return [str(parse_address(address)) for address in addresses]
 
-    @pydantic.field_validator("task_mix", "priority_mix")
-    @classmethod
-    def _some_share(cls, mix: dict[str, float]) -> dict[str, float]:
-        if mix and not math.fsum(mix.values()) > 0:
-            raise ValueError("at least one share must be above 0")
-        return mix
-
     @pydantic.model_validator(mode="after")
     def _drawable(self) -> LoadSpec:
         self.arrivals()
+        for place, phase in enumerate(self.phases):
+            foreign = [task for task in phase.task_mix if task not in self.task_mix]
+            if foreign:
+                raise ValueError(
+                    f"phases.{place}.task_mix: {', '.join(foreign)}: task_mix does not name it"
+                )
         if isinstance(self.deadline_s, dict):
             missing = [task for task in self.task_mix if task not in self.deadline_s]
             if missing:
@@ -249,6 +264,18 @@ class LoadSpec(_Model):
             Prompt(task, each.text, each.answer, each.max_output_tokens or limit)
             for each, limit in zip(given, limits, strict=True)
         ]
+
+    def drawn_prompts(self, arrivals: Arrivals) -> list[Prompt]:
+        """Draws the prompt of every arrival."""
+        index = arrivals.phase_index
+        stretches = [
+            (slice(*np.searchsorted(index, (place, place + 1))), phase.task_mix)
+            for place, phase in enumerate(self.phases)
+            if phase.task_mix
+        ]
+        return draw_prompts(
+            self.task_mix, self.pools(), len(index), seed=self.seed, stretches=stretches
+        )
 
     def arrivals(self) -> Arrivals:
         """Draws the arrivals.

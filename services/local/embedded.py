@@ -31,6 +31,9 @@ from services.local.supervisor import Supervisor, kill_descendants
 from services.local.triton.errors import TritonServerError
 from services.local.triton.repository.layout import ServerRepository
 
+TRITON_FOLDER = "triton"
+"""Where in a mesh's folder its model repository lies."""
+
 
 @dataclasses.dataclass(frozen=True)
 class MeshOptions:
@@ -135,7 +138,7 @@ class EmbeddedMesh:
             CommandError: One of them did not start.
         """
         try:
-            self._repository = self.options.fleet.write(self.folder / "triton")
+            self._repository = self.options.fleet.write(self.folder / TRITON_FOLDER)
             self.profile = self.options.fleet.kept_profile(self.profile, self.folder)
             specs = [self._processes.redis(), self._processes.triton(self._repository)]
             await self._supervisor.start(specs)

@@ -73,6 +73,11 @@ class PacedRepository:
     servers: tuple[ServerRepository, ...]
     state_directory: Path
 
+    @classmethod
+    def at(cls, directory: Path) -> PacedRepository:
+        """Returns the devices of a fleet that is written under `directory`, without its servers."""
+        return cls(servers=(), state_directory=directory / "state")
+
     def set_device(self, device: str, *, slow_down: float = 1.0, state: str = "ok") -> None:
         """Injects a fault into a device, or with the defaults heals it, from now on.
 
@@ -110,7 +115,7 @@ def write_paced_repository(
     costs = profile.tiers
     fingerprint = _fingerprint(directory, fleet)
     is_kept = keeps_same and is_written(directory, fingerprint)
-    state_directory = directory / "state"
+    state_directory = PacedRepository.at(directory).state_directory
     if not is_kept:
         clear(directory)
         state_directory.mkdir(parents=True)

@@ -6,6 +6,7 @@ import pathlib
 
 import pytest
 
+from services.cli.app import run
 from services.cli.demo import result_table
 from services.cli.output import console
 from services.demo.plan import PHASES
@@ -22,3 +23,20 @@ def test_the_final_table_shows_every_policy_and_phase(
     out = capsys.readouterr().out
     assert all(phase in out for phase in PHASES)
     assert "dqn" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--story", "rise"], "--story: must be shift, got 'rise'"),
+        (["--story", "shift", "--train-s", "9"], "--train-s: the story has none"),
+        (["--story", "shift", "--policies", "price"], "--policies: the story has none"),
+        (["--story", "shift", "--burst-factor", "2"], "--burst-factor: the story has none"),
+    ],
+)
+def test_a_story_takes_no_choice_that_it_does_not_have(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is started."""
+    assert run(["demo", *words]) == 2
+    assert says in capsys.readouterr().err

@@ -23,3 +23,15 @@ def test_an_answer_that_never_came_is_not_the_right_one() -> None:
     scorable, other = Prompt("a", "1+1=", "2"), Prompt("a", "hello", None)
     assert [scorable.score(text) for text in (" 2\n", "3", None)] == [1.0, 0.0, 0.0]
     assert all(math.isnan(other.score(text)) for text in ("2", None))
+
+
+def test_a_stretch_may_have_shares_of_its_own() -> None:
+    """Before and behind it, tasks come as they would without it."""
+    pools = {name: [Prompt(name, name, None)] for name in "ab"}
+    plain = draw_prompts({"a": 1, "b": 1}, pools, 300, seed=1)
+    where = slice(100, 200)
+    drawn = draw_prompts({"a": 1, "b": 1}, pools, 300, seed=1, stretches=[(where, {"b": 1.0})])
+    assert {each.task for each in drawn[where]} == {"b"}
+    for rest in (slice(0, 100), slice(200, 300)):
+        assert drawn[rest] == plain[rest]
+        assert {each.task for each in drawn[rest]} == {"a", "b"}

@@ -13,6 +13,8 @@ from services.loadgen.spec import LoadSpecError, read_spec
 from tests.unit.services.loadgen.specs import spec_of
 from trainer.simulation.workload import OPT_LENGTHS
 
+PHASE = {"name": "a", "duration_s": 1, "rate_rps": 1}
+
 
 @pytest.mark.parametrize(
     ("fields", "message"),
@@ -24,6 +26,11 @@ from trainer.simulation.workload import OPT_LENGTHS
         ({"deadline_s": math.inf}, "deadline_s"),
         ({"task_mix": {"sort": 0.0}}, "task_mix: at least one share"),
         ({"priority_mix": {"low": 0.0}}, "priority_mix: at least one share"),
+        (
+            {"phases": [{**PHASE, "task_mix": {"a": 1.0}}]},
+            "phases.0.task_mix: a: task_mix does not",
+        ),
+        ({"phases": [{**PHASE, "task_mix": {"sort": 0.0}}]}, "phases.0.task_mix: at least one"),
         ({"priority_mix": {"urgent": 1.0}}, "priority_mix.urgent"),
         ({"phases": [{"name": "a", "duration_s": 1, "rate_rps": -1}]}, "phases.0.rate_rps"),
         ({"token_interval_s": 0.1}, "token_interval_s: needs stream"),
