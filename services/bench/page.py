@@ -227,7 +227,7 @@ def fit_table(report: Report) -> str:
         low, high = min(points)[0], max(points)[0]
         cells = [
             what,
-            f"{_plain(start)} + {_plain(slope)} per {one}",
+            f"{readings.plain(start)} + {readings.plain(slope)} per {one}",
             f"{low:,.0f} to {high:,.0f} {many}, {len(points)} points",
             f"{100 * off:.0f} %",
             _beyond(report, name, start, slope),
@@ -246,7 +246,7 @@ def _beyond(report: Report, name: str, start: float, slope: float) -> str:
     if found is None:
         return "-"
     measured = found["value"] if field == "value" else found["parts"]["bytes per state"]
-    return f"{size:,}: {_plain(start + slope * size)}, {_plain(measured)}"
+    return f"{size:,}: {readings.plain(start + slope * size)}, {readings.plain(measured)}"
 
 
 def live_table(report: Report) -> str:

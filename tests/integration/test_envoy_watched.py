@@ -50,7 +50,8 @@ class Collector(otlp_grpc.TraceServiceServicer):
 async def collector() -> AsyncIterator[tuple[Collector, str]]:
     """Runs a collector; yields it and its address."""
     server, kept = grpc.aio.server(), Collector()
-    otlp_grpc.add_TraceServiceServicer_to_server(kept, server)
+    add: Any = otlp_grpc.add_TraceServiceServicer_to_server
+    add(kept, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
