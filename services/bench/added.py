@@ -1,9 +1,10 @@
 """What each door adds to the time to the first token, and what asking a router adds to Envoy.
 
 Every door takes turns with the fake server behind it, which the same client asks directly at the
-same rate: a low one, and half of what one core carries of the busiest process. Streams come token
-by token, some milliseconds apart. Envoy is measured with whole answers too, in three ways: none,
-one that asks nobody, one that asks a router. Where there is no Envoy its metrics are left out.
+same rate: a low one, and half of what one core carries of the busiest process, or this machine of
+all of them and the load together if that is less. Streams come token by token, some milliseconds
+apart. Envoy is measured with whole answers too, in three ways: none, one that asks nobody, one that
+asks a router. Where there is no Envoy its metrics are left out.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import asyncio
 import dataclasses
 import json
 import math
+import os
 import statistics
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -39,6 +41,7 @@ from services.local import probes
 from services.local.envoy import envoy_config, envoy_program
 from services.local.errors import CommandError
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
+from trainer.evaluation import facts
 
 LOW_RPS = 50.0
 """About a tenth of a core at every door."""
@@ -52,6 +55,7 @@ TIER_PATH = "/v2/models/tiercel/"
 HEADERS = {"x-tiercel-task": TASK, "x-tiercel-deadline-ms": "5000"}
 ASKED_ROUTER = b"x-tiercel-tier: "
 """Stands in the head of an answer that a router has sent somewhere."""
+_WHOLE = "whole"
 _OPTIONS = ("--concurrency", "1", "--disable-hot-restart", "-l", "warning")
 
 
@@ -63,12 +67,14 @@ class Way:
         ask: Goes it; returns when the first token came, where that is measured.
         servers: Processes on it whose CPU time is told, by name; none on the direct way.
         cpu_R: What an answer costs each of them, seconds, by round.
+        whole_R: The same of all processes together, this one too.
         took_R: How long answers took, seconds, in order of size, by load and round.
     """
 
     ask: Callable[[], Awaitable[Any]]
     servers: Mapping[str, Server] = dataclasses.field(default_factory=dict)
     cpu_R: list[Mapping[str, float]] = dataclasses.field(default_factory=list)
+    whole_R: list[float] = dataclasses.field(default_factory=list)
     took_R: dict[str, list[list[float]]] = dataclasses.field(default_factory=dict)
 
     @property
@@ -96,8 +102,11 @@ class Trial:
 
     def rate_rps(self, load: str) -> float:
         """Requests a second at a load."""
+        if load == "low":
+            return LOW_RPS
         busiest_s = max(cpu_s for way in self.ways for cpu_s in way.cpu_s.values())
-        return LOW_RPS if load == "low" else 0.5 / busiest_s
+        whole_s = max(statistics.median(way.whole_R) for way in self.ways)
+        return 0.5 / max(busiest_s, whole_s / facts.usable_cores())
 
     def readings(self) -> list[Reading]:
         """Returns its metrics."""
@@ -134,13 +143,16 @@ async def measure(bench: Bench) -> list[Reading]:
     bench.say(0.0, "starting servers")
     trials = await _trials(bench)
     steps = bench.rounds + 1 + 3 * bench.rounds
+    whole = Server("", "", os.getpid())
     for number in range(bench.rounds + 1):
         bench.say(number / steps, f"CPU time, round {number} of {bench.rounds}")
         # The first round warms up and is not kept.
         count = math.ceil(bench.part(300 if number else 150))
         for way in (way for trial in trials for way in trial.ways):
-            cpu_s = await cpu_by_server_s(way.ask, way.servers, count)
-            way.cpu_R.extend([cpu_s] if number else [])
+            cpu_s = await cpu_by_server_s(way.ask, {**way.servers, _WHOLE: whole}, count)
+            if number:
+                way.whole_R.append(cpu_s.pop(_WHOLE))
+                way.cpu_R.append(cpu_s)
     for number in range(bench.rounds):
         share = (bench.rounds + 1 + 3 * number) / steps
         bench.say(share, f"latency, round {number + 1} of {bench.rounds}")

@@ -15,6 +15,7 @@ from services.bench.budgets import first_token
 from services.local.envoy import envoy_config
 from services.local.errors import CommandError
 from tests.fakes.envoy import connection_manager, http_filter
+from trainer.evaluation import facts
 
 
 async def never() -> float:
@@ -34,20 +35,25 @@ def test_a_way_between_is_what_the_last_one_stands_beside() -> None:
     assert added_us([[0.001], [0.003], [0.004]], 0.5) == pytest.approx((1_000.0, 2_000.0))
 
 
-def test_half_load_is_half_of_what_the_busiest_process_carries() -> None:
-    """Metrics are taken at their own load and round by round, and tell what each process costs."""
+@pytest.mark.parametrize(("whole_s", "half_rps"), [(0.003, 250.0), (0.010, 100.0)])
+def test_half_load_is_half_of_what_is_carried(
+    monkeypatch: pytest.MonkeyPatch, whole_s: float, half_rps: float
+) -> None:
+    """By a core of the busiest process, or by two cores of all; a metric is taken at its load."""
+    monkeypatch.setattr(facts, "usable_cores", lambda: 2)
     cpu_R = [{"door": 0.001, "router": 0.002}] * 2
     took = {"low": [[0.001], [0.002]], "half": [[0.003], [0.004]]}
     took_door = {"low": [[0.002], [0.004]], "half": [[0.006], [0.008]]}
-    way = Way(never, dict.fromkeys(cpu_R[0], Server("", "", 1)), list(cpu_R), took_door)
+    way = Way(never, dict.fromkeys(cpu_R[0], Server("", "", 1)), list(cpu_R), [whole_s], took_door)
     metrics = {
         first_token("openai", "low", "p50"): ("low", 0.5),
         first_token("openai", "half", "p99"): ("half", 0.99),
     }
-    low, half = Trial([Way(never, took_R=took), way], metrics).readings()
+    direct = Way(never, whole_R=[0.001], took_R=took)
+    low, half = Trial([direct, way], metrics).readings()
     assert low.value_R == pytest.approx([1_000.0, 2_000.0])
     assert half.reference_R == pytest.approx([3_000.0, 4_000.0])
-    assert (low.parts["requests/s"], half.parts["requests/s"]) == (added.LOW_RPS, 250.0)
+    assert (low.parts["requests/s"], half.parts["requests/s"]) == (added.LOW_RPS, half_rps)
     assert half.parts["CPU us of router"] == 2_000.0
 
 

@@ -52,7 +52,7 @@ def test_door_and_router_are_held_against_litellm_round_by_round() -> None:
 def way(cpu_R: list[Mapping[str, float]], took_R: list[list[float]]) -> Way:
     """A way that was measured."""
     server = Server("", "", 1)
-    return Way(never, dict.fromkeys(cpu_R[0], server), cpu_R, {outside.SINGLE: took_R})
+    return Way(never, dict.fromkeys(cpu_R[0], server), cpu_R, [], {outside.SINGLE: took_R})
 
 
 async def never() -> float:
