@@ -26,11 +26,11 @@ from services.bench.load import (
     PROMPT,
     SERVICE,
     Stream,
-    at,
     cpu_by_server_s,
     first_tokens_s,
     generation,
     infer,
+    percentile,
     posting,
     streaming,
 )
@@ -132,7 +132,7 @@ def added_us(took: Sequence[Sequence[float]], share: float) -> tuple[float, floa
         took: Times of each way, in order of size, seconds.
         share: Percentile.
     """
-    direct, *others = (1e6 * at(times, share) for times in took)
+    direct, *others = (1e6 * percentile(times, share) for times in took)
     if len(others) == 1:
         return others[0] - direct, direct
     return others[1] - others[0], others[0] - direct
@@ -168,9 +168,9 @@ async def measure(bench: Bench) -> list[Reading]:
 def first_tokens_of(door: str) -> dict[str, tuple[str, float]]:
     """Returns load and percentile of a door's metrics."""
     return {
-        first_token(door, load, percentile): (load, share)
+        first_token(door, load, name): (load, share)
         for load in LOADS
-        for percentile, share in PERCENTILES.items()
+        for name, share in PERCENTILES.items()
     }
 
 

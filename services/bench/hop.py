@@ -17,11 +17,11 @@ from services.bench.load import (
     PROMPT,
     SERVICE,
     Ask,
-    at,
     cpu_per_request_s,
     generation,
     infer,
     latencies_s,
+    percentile,
     streaming,
     unary,
 )
@@ -118,7 +118,8 @@ async def _added(
     readings = []
     for metric, share in zip(ADDED, (0.5, 0.99), strict=True):
         at = {
-            name: [1e6 * at(round_s, share) for round_s in rounds] for name, rounds in took.items()
+            name: [1e6 * percentile(round_s, share) for round_s in rounds]
+            for name, rounds in took.items()
         }
         parts = {f"{name}, us": statistics.median(values) for name, values in at.items()}
         parts["requests/s"] = rate_rps

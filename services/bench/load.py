@@ -241,6 +241,6 @@ async def first_tokens_s(ask: Stream, rate_rps: float, duration_s: float) -> lis
     return sorted(await asyncio.gather(*tasks))
 
 
-def at(sorted_values: Sequence[float], share: float) -> float:
+def percentile(sorted_values: Sequence[float], share: float) -> float:
     """Returns the value below which a share of all lies."""
     return sorted_values[int(share * len(sorted_values))]

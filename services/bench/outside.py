@@ -29,7 +29,7 @@ from services.bench.bench import SUITES, Bench, Server, free_address, save
 from services.bench.doors import chatting, start_chain
 from services.bench.environment import make_environment
 from services.bench.hop import make_subjects
-from services.bench.load import at, cpu_by_server_s, infer, latencies_s
+from services.bench.load import cpu_by_server_s, infer, latencies_s, percentile
 from services.bench.readings import CPU_OF, Reading, rows
 from services.bench.run import PACKAGES
 from services.local import probes
@@ -121,8 +121,8 @@ def _row(name: str, way: Way) -> dict[str, Any]:
         "cpu_us": 1e6 * cpu_s,
         "cpu_us_by": {server: 1e6 * each_s for server, each_s in way.cpu_s.items()},
         "per_cpu_s": 1.0 / cpu_s,
-        "p50_ms": 1e3 * at(took_s, 0.5),
-        "p99_ms": 1e3 * at(took_s, 0.99),
+        "p50_ms": 1e3 * percentile(took_s, 0.5),
+        "p99_ms": 1e3 * percentile(took_s, 0.99),
         "memory_mb": sum(server.tree_memory_mb() for server in way.servers.values()),
     }
 
@@ -137,7 +137,7 @@ def beside_litellm(ways: Mapping[str, Way]) -> list[Reading]:
         for name, cpu_s in way.cpu_s.items()
     }
     direct_R, ours_R, theirs_R = (
-        [1e6 * at(took_s, 0.5) for took_s in way.took_R[SINGLE]]
+        [1e6 * percentile(took_s, 0.5) for took_s in way.took_R[SINGLE]]
         for way in (ways["upstream"], ours, theirs)
     )
     added, theirs_added = (
