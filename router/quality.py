@@ -83,7 +83,8 @@ class QualityEstimator:
         share_KT = variance_KT / (PRIOR + count_KT) / np.maximum(self._score_KT(), 1e-3) ** 2
         error_KT = _HALF_WIDTH * self.quality_KT * np.sqrt(share_KT + share_KT[:, -1:])
         error_KT[:, -1] = 0.0
-        return np.minimum(error_KT, 1.0)
+        found: NDArray[np.float64] = np.minimum(error_KT, 1.0)
+        return found
 
     def _score_KT(self) -> NDArray[np.float64]:
         count_KT = np.minimum(self.report_count_KT, MEMORY)
@@ -93,9 +94,10 @@ class QualityEstimator:
 
     def _found(self, task: int) -> NDArray[np.float64]:
         """Returns what the reports say of a task by now, float64 [T]."""
-        table_T, score_T = self.table_KT[task], self._score_KT()[task]
+        table_T: NDArray[np.float64] = self.table_KT[task]
+        score_T = self._score_KT()[task]
         if score_T[-1] <= 0.0:
-            return table_T
+            return table_T.copy()
         found_T = score_T * (table_T[-1] / score_T[-1])
         low_T, high_T = np.maximum(table_T - RANGE, 0.0), np.minimum(table_T + RANGE, 1.0)
         found: NDArray[np.float64] = np.clip(found_T, low_T, high_T)

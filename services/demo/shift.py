@@ -110,7 +110,7 @@ class ShiftPlan:
         tasks = [task.name for task in self.mesh().options().tasks]
         # The first task is the one at which small tiers are worst.
         other = {task: 7.0 if task == tasks[0] else 1.0 for task in tasks}
-        lengths = (
+        lengths: tuple[tuple[str, float, dict[str, float]], ...] = (
             (BEFORE, self.before_s, {}),
             (MIX, self.mix_s, other),
             (SLOW, self.slow_s, other),

@@ -87,6 +87,7 @@ class FleetView:
             now_s: monotonic seconds.
         """
         self.catalog = catalog
+        self.as_profiled: Fleet
         self.topology_version = 0
         self.targets: tuple[Target, ...] = ()
         self.candidates: tuple[tuple[str, str], ...] = ()
