@@ -92,6 +92,7 @@ async def test_page_is_read_over_http() -> None:
         (b"garbage", "answered"),
         (b"", "did not come within 0.1 s"),
         (b"HTTP/1.1 200 OK\r\n\r\nnv_inference_pending_request_count{model=\n", "metrics of"),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + PAGE.replace(b"} 3", b"} 1e999"), "metrics of"),
         (b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * (5 * 1024 * 1024), "larger than"),
     ],
 )
