@@ -48,6 +48,13 @@ class Trainer(pb_grpc.TrainerServiceServicer):
         return pb.PublishPolicyResponse(policy=pb.PolicyInfo(policy_version="v1"))
 
 
+def trainer_that_tells(*told: pb.TrainingProgress) -> Trainer:
+    """Returns a trainer; what it lacks is unimplemented, and abstract in the stubs only."""
+    make: Any = Trainer
+    trainer: Trainer = make(*told)
+    return trainer
+
+
 @asynccontextmanager
 async def controlled(trainer: Trainer) -> AsyncIterator[MeshControl]:
     """Runs a trainer, and what controls a mesh that has nothing else."""
@@ -72,7 +79,7 @@ def progress(state: str, **fields: Any) -> pb.TrainingProgress:
 async def test_training_is_followed_to_its_end() -> None:
     """Each progress is passed on; the last one has the version."""
     told = (progress("RUNNING"), progress("SUCCEEDED", policy_version="v2"))
-    trainer, seen = Trainer(*told), list[Any]()
+    trainer, seen = trainer_that_tells(*told), list[Any]()
     async with controlled(trainer) as control:
         version, last = await control.train(seed=3, limit_s=20.0, on_progress=seen.append)
     assert (version, last, tuple(seen)) == ("v2", told[1], told)
@@ -88,14 +95,14 @@ async def test_training_that_failed_says_why(
     told: tuple[pb.TrainingProgress, ...], says: str
 ) -> None:
     """In one line."""
-    async with controlled(Trainer(*told)) as control:
+    async with controlled(trainer_that_tells(*told)) as control:
         with pytest.raises(CommandError, match=says):
             await control.train(seed=1, limit_s=20.0, on_progress=lambda _: None)
 
 
 async def test_a_snapshot_is_published() -> None:
     """One that the trainer refuses ends the command with the reason."""
-    async with controlled(Trainer()) as control:
+    async with controlled(trainer_that_tells()) as control:
         assert await control.publish(b"good") == "v1"
         with pytest.raises(CommandError, match="snapshot: is none"):
             await control.publish(b"bad")
