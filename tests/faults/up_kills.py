@@ -1,9 +1,9 @@
 """Kills of `tiercel up` itself: `python -m tests.faults.up_kills --times 50`.
 
 Starts a mesh with its doors and kills the command by SIGKILL, which tells nothing to the rest: the
-first time once the mesh has answered, then at random moments between its start and a little after
-it serves. All meshes have the same folder. Prints a line per kill; fails if a process outlives its
-mesh, or if the mesh does not serve at the end.
+first and the last time once the mesh has answered, in between at random moments from its start to a
+little after it serves. All meshes have the same folder. Prints a line per kill; fails if a process
+or its shared memory outlives its mesh, or if the last mesh does not answer.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Kill(NamedTuple):
         below: How many processes ran below the command.
         is_serving: Whether the mesh served.
         gone_s: How long the last of them lived on, seconds.
-        left: Those that did not end; they were killed at last.
+        left: Processes that did not end (they were killed at last), and Triton's shared memory.
     """
 
     after_s: float
@@ -99,7 +99,8 @@ def _kill(folder: Path, after_s: float | None, *arguments: str, **how: Any) -> K
         for each in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 each.kill()
-    return Kill(killed_s - began_s, len(below), is_serving, gone_s, [_told(each) for each in left])
+    told = [_told(each) for each in left] + _memory(below)
+    return Kill(killed_s - began_s, len(below), is_serving, gone_s, told)
 
 
 def _ask(folder: Path) -> None:
@@ -115,6 +116,12 @@ def _left(below: list[psutil.Process], folder: Path) -> list[psutil.Process]:
     """
     found = [each for each in below if each.is_running() and _state_of(each) is not None]
     return found or [each for each in psutil.process_iter() if _state_of(each) == str(folder)]
+
+
+def _memory(processes: list[psutil.Process]) -> list[str]:
+    """Returns the shared memory of Tritons that some of these had started, and did not remove."""
+    names = (f"tiercel_{each.pid}_*" for each in processes)
+    return [path.name for name in names for path in Path("/dev/shm").glob(name)]
 
 
 def _state_of(process: psutil.Process) -> str | None:
