@@ -311,8 +311,7 @@ class EnvoyDoor(_HttpDoor):
         picked_s: How long answers took for which a router had chosen.
         unpicked_s: The same for those of the tier that the configuration names for the time without
             routers.
-        unpicked: Requests for which no router had chosen, however they ended.
-        was_picked: Whether a router had chosen for the last one.
+        picked: For each request in the order of their ends whether a router had chosen.
     """
 
     def __init__(self, address: str) -> None:
@@ -320,8 +319,7 @@ class EnvoyDoor(_HttpDoor):
         super().__init__(address)
         self.picked_s: list[float] = []
         self.unpicked_s: list[float] = []
-        self.unpicked = 0
-        self.was_picked = False
+        self.picked: list[bool] = []
 
     async def ask(self, prompt: str, *, task: str, deadline_s: float, stream: bool) -> None:
         """Asks as Triton is asked by HTTP."""
@@ -335,8 +333,8 @@ class EnvoyDoor(_HttpDoor):
         path = f"/v2/models/tiercel/generate{'_stream' if stream else ''}"
         began_s = time.monotonic()
         reply, text = await self._post(path, body, headers)
-        self.was_picked = any(name in reply.headers for name in _CHOSEN)
-        self.unpicked += not self.was_picked
+        is_picked = any(name in reply.headers for name in _CHOSEN)
+        self.picked.append(is_picked)
         if not reply.is_success:
             reason = reply.headers.get("x-tiercel-reason", f"HTTP_{reply.status_code}")
             kind = _OF_HTTP.get(reply.status_code, Missed.FAILED)
@@ -344,7 +342,7 @@ class EnvoyDoor(_HttpDoor):
         if '"error"' in text or "text_output" not in text:
             raise DoorError("ENDPOINT_FAILED", text[-200:])
         took_s = time.monotonic() - began_s
-        (self.picked_s if self.was_picked else self.unpicked_s).append(took_s)
+        (self.picked_s if is_picked else self.unpicked_s).append(took_s)
 
 
 def _events(text: str) -> Iterator[str]:

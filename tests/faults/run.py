@@ -113,7 +113,7 @@ async def run_once(case: Case, mesh: FaultMesh, seed: int) -> Run:
     unlearned = await not_learned(mesh, before.last_id)
     if unlearned and "experience" not in case.expect.may_lose:
         complaints.append(f"{unlearned} acknowledged decisions are not in the trainer's replay")
-    unpicked = mesh.door.unpicked if isinstance(mesh.door, EnvoyDoor) else 0
+    unpicked = mesh.door.picked.count(False) if isinstance(mesh.door, EnvoyDoor) else 0
     found = _Found(case, [load, *mesh.take_loads()], before, after, began_s, lifted_s, unpicked)
     return found.run(whole_s, complaints)
 

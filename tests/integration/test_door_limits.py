@@ -147,7 +147,7 @@ async def test_prompts_pass_every_door_to_a_real_triton(
                     await door.ask(longer, task="piqa", deadline_s=LONG_S, stream=stream)
                 assert caught.value.reason == "INVALID_ARGUMENT"
                 assert await served_count(client) == before + 1
-        assert envoy.was_picked
+        assert envoy.picked[-1]
 
 
 @pytest.mark.parametrize("kind", DOORS)
@@ -189,7 +189,7 @@ async def test_bodies_pass_envoy_up_to_the_limit(tmp_path: Path, limit: int) -> 
         await door.ask("", task="piqa", deadline_s=LONG_S, stream=True)
         beside = len(tier.bodies[0])
         await door.ask("x" * (limit - beside), task="piqa", deadline_s=LONG_S, stream=True)
-        assert (door.was_picked, len(tier.bodies[1])) == (True, limit)
+        assert (door.picked[-1], len(tier.bodies[1])) == (True, limit)
         with pytest.raises(DoorError, match=f"content-length.*{limit}") as caught:
             await door.ask("x" * (limit - beside + 1), task="piqa", deadline_s=LONG_S, stream=True)
         assert caught.value.reason == "INVALID_ARGUMENT"
@@ -200,7 +200,7 @@ async def test_envoys_requests_without_a_task_are_of_the_default_one(tmp_path: P
     """As at every door."""
     async with through_envoy(tmp_path, 'default_task = "piqa"') as (door, tier):
         await door.ask("hello", task="", deadline_s=LONG_S, stream=True)
-        assert (door.was_picked, len(tier.bodies)) == (True, 1)
+        assert (door.picked[-1], len(tier.bodies)) == (True, 1)
     async with through_envoy(tmp_path) as (door, tier):
         with pytest.raises(DoorError, match=r"x-tiercel-task.*there is no default task"):
             await door.ask("hello", task="", deadline_s=LONG_S, stream=True)
