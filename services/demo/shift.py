@@ -15,12 +15,15 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import psutil
+
 from router.dqn.snapshot import load_snapshot
 from services.demo import report as reports
 from services.demo.control import MeshControl
 from services.demo.display import Display
 from services.demo.plan import LEARNED_POLICY
 from services.demo.shift_report import ShiftRun, write_shift_report
+from services.live.cpu import busy_share
 from services.live.mesh import ALLOWANCE_S, StretchedMesh
 from services.live.simulated import stretched_setting
 from services.loadgen.process import LoadProcessError, run_load
@@ -36,9 +39,11 @@ from trainer.simulation.setting import unit_rate_rps
 
 MESH_NAME = "demo-shift"
 FROZEN, PRICE, ONLINE = "frozen", "price", "online"
-BEFORE, MIX, SLOW = "as trained for", "other tasks", "and a slow device"
+BEFORE, MIX, SLOW = "as trained for", "other tasks", "a slow device too"
 LIMIT_S = 900.0
 """After so long the story is given up; it takes about seven minutes."""
+MOST_BUSY = 0.85
+"""Share of the machine's CPU time above which a run has a note."""
 _START_S = 60.0
 """For which the start of the learner is waited."""
 
@@ -192,7 +197,7 @@ class ShiftStory:
                     await control.switch_policy(LEARNED_POLICY, version)
                 await control.wait_for_quiet(1.0)
                 show.done(f"{name}: the mesh is up")
-                show.begin(f"{name}: {BEFORE}, then {MIX}, then {SLOW}")
+                show.begin(f"{name}: {BEFORE}; {MIX}; {SLOW}")
                 run = await self._story(name, mesh, control)
         phases = run.summary["phases"]
         told = ", ".join(f"{each['performance'] or 0.0:.3f}" for each in phases.values())
@@ -213,6 +218,7 @@ class ShiftStory:
             )
             waiting.cancel()
         found: Any = None
+        before = psutil.cpu_times()
         try:
             records = await self._load(name, mesh)
         finally:
@@ -223,11 +229,14 @@ class ShiftStory:
             notes.append(f"{ONLINE}: learning ended before its time: {found}")
         elif isinstance(found, Exception):
             raise found
+        busy = busy_share(before, psutil.cpu_times())
+        if busy > MOST_BUSY:
+            notes.append(f"{name}: the machine was {busy:.0%} busy, and may have set the pace.")
         if mesh.start_count("triton") > 1:
             notes.append(f"{name}: Triton died and was started again: do not use these figures.")
         if not records.is_valid:
             notes.append(f"{name}: the load generator lagged: do not use these figures.")
-        return ShiftRun(name, records, tuple(swaps), tuple(notes))
+        return ShiftRun(name, records, tuple(swaps), tuple(notes), busy)
 
     async def _load(self, name: str, mesh: EmbeddedMesh) -> RunRecords:
         plan, devices = self._plan, PacedRepository.at(mesh.folder / TRITON_FOLDER)

@@ -39,12 +39,14 @@ class ShiftRun:
         records: Every offered request.
         swaps_s: When snapshots that it learned came into use, seconds from the start.
         notes: What a reader must know of it.
+        machine_busy: Share of the machine's CPU time that was used meanwhile, whoever used it.
     """
 
     name: str
     records: RunRecords
     swaps_s: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
+    machine_busy: float = 0.0
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -96,6 +98,7 @@ def _entry(run: ShiftRun) -> dict[str, Any]:
     return {
         "valid": not run.notes,
         "swaps_s": [round(each, 1) for each in run.swaps_s],
+        "machine_busy": round(run.machine_busy, 3),
         "versions": summary["policy_versions"],
         "phases": {
             name: _scores(found)

@@ -7,20 +7,20 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
-import grpc.aio
 import pytest
 
 from services.demo.control import MeshControl
 from services.local.errors import CommandError
 from tests.fakes.ports import free_port
+from tests.fakes.trainer import FakeTrainer
 from tiercel.trainer.v1 import trainer_service_pb2 as pb
-from tiercel.trainer.v1 import trainer_service_pb2_grpc as pb_grpc
 
 
-class Trainer(pb_grpc.TrainerServiceServicer):
+class Trainer(FakeTrainer):
     """Says of a run what a test tells it to, and takes one snapshot."""
 
     def __init__(self, *told: pb.TrainingProgress) -> None:
+        super().__init__()
         self.told = told
         self.started: list[pb.StartTrainingRequest] = []
 
@@ -58,17 +58,14 @@ def trainer_that_tells(*told: pb.TrainingProgress) -> Trainer:
 @asynccontextmanager
 async def controlled(trainer: Trainer) -> AsyncIterator[MeshControl]:
     """Runs a trainer, and what controls a mesh that has nothing else."""
-    server = grpc.aio.server()
-    pb_grpc.add_TrainerServiceServicer_to_server(trainer, server)
-    address, nobody = (f"127.0.0.1:{free_port()}" for _ in range(2))
-    server.add_insecure_port(address)
-    await server.start()
-    control = MeshControl(router=nobody, load_monitor=nobody, trainer=address)
+    nobody = f"127.0.0.1:{free_port()}"
+    await trainer.start()
+    control = MeshControl(router=nobody, load_monitor=nobody, trainer=trainer.address)
     try:
         yield control
     finally:
         await control.close()
-        await server.stop(None)
+        await trainer.stop()
 
 
 def progress(state: str, **fields: Any) -> pb.TrainingProgress:
