@@ -321,6 +321,11 @@ class EnvoyDoor(_HttpDoor):
         self.unpicked_s: list[float] = []
         self.picked: list[bool] = []
 
+    @property
+    def goes_without(self) -> bool:
+        """Whether the last request went on without a router, while some are sent."""
+        return not self._client.is_closed and self.picked[-1:] == [False]
+
     async def ask(self, prompt: str, *, task: str, deadline_s: float, stream: bool) -> None:
         """Asks as Triton is asked by HTTP."""
         sampling = json.dumps({"max_tokens": MAX_TOKENS})

@@ -364,6 +364,8 @@ class FaultMesh(EmbeddedMesh):
             return "openai-door reaches no router"
         if not self.options.envoy:
             return ""
+        if isinstance(self.door, EnvoyDoor) and self.door.goes_without:
+            return "envoy goes on without a router"
         url = f"http://{self._processes.address('envoy_admin')}/stats?filter={_PICKERS}"
         try:
             async with httpx.AsyncClient(trust_env=False, timeout=CALL_S) as client:
