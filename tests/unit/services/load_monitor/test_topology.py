@@ -225,6 +225,19 @@ def gauges_of(spec: EndpointSpec) -> tuple[TierGauge, ...]:
     )
 
 
+def test_stored_endpoints_that_would_not_fit_a_state_are_left_out() -> None:
+    """The first ones are kept, else no router would get a state, after a restart either."""
+    models = {f"t{index}": "m" * 128 for index in range(64)}
+    tiers = [{"tier": tier, "model": model} for tier, model in models.items()]
+    added = [entry(name=f"e{number}", tiers=tiers) for number in range(600)]
+    changes, problems = read(stored_with(added=added))
+    assert list(changes.added) == [each["name"] for each in added[: len(changes.added)]]
+    assert 300 < len(changes.added) < len(added)
+    assert len(problems) == len(added) - len(changes.added)
+    with pytest.raises(ResourceExhaustedError, match="endpoints too large"):
+        Topology({}, changes).add(EndpointSpec("f", "h:1", "d", models), max_endpoints=1_000)
+
+
 @pytest.mark.parametrize("field", ["address", "metrics_address"])
 def test_a_stored_endpoint_at_an_address_that_is_not_allowed_is_left_out(field: str) -> None:
     """Whoever writes to Redis sends no prompts elsewhere."""
