@@ -36,6 +36,7 @@ COVERED = {
     "services/load_monitor/servicer.py": "integration/test_state_exchange.py",
     "router/types.py": "unit/services/router_inference/doors/test_validation.py",
     "services/bench/bench.py": "unit/services/cli/test_bench.py",
+    "services/bench/budgets.py": "unit/services/bench/test_readings.py",
     "services/bench/hop.py": "unit/services/cli/test_bench.py",
     "services/bench/peers.py": "unit/services/cli/test_bench.py",
     "services/bench/state.py": "unit/services/cli/test_bench.py",
