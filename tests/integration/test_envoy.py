@@ -321,10 +321,12 @@ async def test_what_is_told_the_picker_is_not_told_clients(
     async with meshed(tmp_path, addresses_of(two_tiers[0]), change=change) as mesh:
         host, _, port = mesh.envoy.url.removeprefix("http://").partition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
-        head = f"POST {GENERATE} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 2\r\n"
-        writer.write(f"{head}te: trailers\r\nx-tiercel-task: piqa\r\n\r\n{{}}".encode())
+        head = f"POST {GENERATE} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
+        head += "content-length: 2\r\nte: trailers\r\nx-tiercel-task: piqa\r\n"
+        writer.write(f"{head}\r\n{{}}".encode())
         answer = await reader.read()
         writer.close()
+        assert answer.startswith(b"HTTP/1.1 200")
         assert (b"tiercel-answer-served" in answer) == (not is_dropped)
 
 
