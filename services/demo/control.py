@@ -13,6 +13,7 @@ from services.common.channels import open_channel
 from services.common.live import LiveFacts, StateTracker, tier_order
 from services.common.times import seconds_of
 from services.local.calls import explain
+from services.local.embedded import EmbeddedMesh
 from services.local.errors import CommandError
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as monitor_pb
 from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as monitor_grpc
@@ -38,6 +39,15 @@ class MeshControl:
         self._router: Any = router_grpc.RouterInferenceServiceStub(self._channels["router"])
         self._monitor: Any = monitor_grpc.LoadMonitorServiceStub(self._channels["load monitor"])
         self._trainer: Any = trainer_grpc.TrainerServiceStub(self._channels["trainer"])
+
+    @classmethod
+    def of(cls, mesh: EmbeddedMesh) -> MeshControl:
+        """Returns the control of a mesh that runs: its first router, its monitor, its trainer."""
+        return cls(
+            router=mesh.router_addresses[0],
+            load_monitor=mesh.addresses["load_monitor"],
+            trainer=mesh.addresses["trainer"],
+        )
 
     async def close(self) -> None:
         """Closes the channels."""

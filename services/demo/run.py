@@ -130,11 +130,7 @@ class Demo:
     @contextlib.asynccontextmanager
     async def _controlled(self, mesh: EmbeddedMesh) -> AsyncIterator[MeshControl]:
         """Channels to the mesh, with the live view fed from the load monitor."""
-        control = MeshControl(
-            router=mesh.router_addresses[0],
-            load_monitor=mesh.addresses["load_monitor"],
-            trainer=mesh.addresses["trainer"],
-        )
+        control = MeshControl.of(mesh)
         watcher = asyncio.create_task(control.watch(self._display.show))
         try:
             yield control

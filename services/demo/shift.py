@@ -283,11 +283,7 @@ class ShiftStory:
 
     @contextlib.asynccontextmanager
     async def _controlled(self, mesh: EmbeddedMesh) -> AsyncIterator[MeshControl]:
-        control = MeshControl(
-            router=mesh.router_addresses[0],
-            load_monitor=mesh.addresses["load_monitor"],
-            trainer=mesh.addresses["trainer"],
-        )
+        control = MeshControl.of(mesh)
         try:
             yield control
         finally:

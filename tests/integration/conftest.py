@@ -18,6 +18,7 @@ from services.local.triton.repository.paced import (
 from services.local.triton.server.config import TritonServerConfig
 from services.local.triton.server.process import TritonServer
 from tests.conftest import RedisServer
+from tests.fakes.http_tier import HttpTier, http_tier
 from tests.unit.deploy.manifests import ROOT
 
 TIERS = ("small", "medium", "large")
@@ -48,6 +49,13 @@ class PacedTriton:
         """`[[mesh.endpoints]]` entries, one per device."""
         [server] = self.repository.servers
         return server.endpoints(self.server.grpc_address, self.server.metrics_address)
+
+
+@pytest.fixture
+async def two_tiers() -> AsyncIterator[tuple[HttpTier, HttpTier]]:
+    """Two servers that answer as Triton does."""
+    async with http_tier() as first, http_tier() as second:
+        yield first, second
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ from tests.fakes.envoy import (
     lead_to,
     running_envoy,
 )
-from tests.fakes.http_tier import HttpTier, http_tier
+from tests.fakes.http_tier import HttpTier
 from tests.fakes.router_process import RunningRouter, mesh_toml, running_router
 from tests.integration.conftest import PacedTriton
 from tests.integration.test_doors import priorities_of, table
@@ -104,13 +104,6 @@ async def meshed(
         client = httpx.AsyncClient(base_url=envoy.url, timeout=LIMIT_S, trust_env=False)
         await stack.enter_async_context(client)
         yield Meshed(running, envoy, client)
-
-
-@pytest.fixture
-async def two_tiers() -> AsyncIterator[tuple[HttpTier, HttpTier]]:
-    """Two servers that answer as Triton does."""
-    async with http_tier() as first, http_tier() as second:
-        yield first, second
 
 
 def patient(config: dict[str, Any]) -> dict[str, Any]:

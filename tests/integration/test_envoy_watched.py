@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
-import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp_pb
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as otlp_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests.fakes.envoy import lead_to
-from tests.fakes.http_tier import HttpTier, http_tier
+from tests.fakes.http_tier import HttpTier
 from tests.integration.test_envoy import TASK, addresses_of, meshed
 from tests.waiting import until
 
@@ -58,13 +57,6 @@ async def collector() -> AsyncIterator[tuple[Collector, str]]:
         yield kept, f"127.0.0.1:{port}"
     finally:
         await server.stop(0.0)
-
-
-@pytest.fixture
-async def two_tiers() -> AsyncIterator[tuple[HttpTier, HttpTier]]:
-    """Two servers that answer as Triton does."""
-    async with http_tier() as first, http_tier() as second:
-        yield first, second
 
 
 def entries(log: Path) -> list[Mapping[str, Any]]:

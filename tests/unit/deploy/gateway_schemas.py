@@ -32,6 +32,11 @@ def _list(of: Schema, least: int, most: int) -> Schema:
     return {"type": "array", "items": of, "minItems": least, "maxItems": most}
 
 
+def _reference(**more: Schema) -> Schema:
+    own = {"group": GROUP, "kind": KIND, "namespace": NAME, "name": NAME, "port": PORT}
+    return _object(("name",), **own, **more)
+
+
 PORT_NUMBER = _object(("number",), number=PORT)
 
 INFERENCE_POOL = _object(
@@ -54,19 +59,7 @@ INFERENCE_POOL = _object(
 
 HTTP_ROUTE = _object(
     (),
-    parentRefs=_list(
-        _object(
-            ("name",),
-            group=GROUP,
-            kind=KIND,
-            namespace=NAME,
-            name=NAME,
-            sectionName=NAME,
-            port=PORT,
-        ),
-        0,
-        32,
-    ),
+    parentRefs=_list(_reference(sectionName=NAME), 0, 32),
     hostnames=_list(NAME, 0, 16),
     rules=_list(
         _object(
@@ -87,17 +80,7 @@ HTTP_ROUTE = _object(
             ),
             timeouts=_object((), request=DURATION, backendRequest=DURATION),
             backendRefs=_list(
-                _object(
-                    ("name",),
-                    group=GROUP,
-                    kind=KIND,
-                    namespace=NAME,
-                    name=NAME,
-                    port=PORT,
-                    weight={"type": "integer", "minimum": 0, "maximum": 1_000_000},
-                ),
-                0,
-                16,
+                _reference(weight={"type": "integer", "minimum": 0, "maximum": 1_000_000}), 0, 16
             ),
         ),
         1,
