@@ -1,9 +1,9 @@
 """Writes the tables and plots of pages in docs: `python -m services.bench.page`.
 
 From the reports in docs/results. For performance.md: `bench.json` (`tiercel bench --suite full
---out`), `live-proof.json` and `outside.json`. For doors.md: `aiperf.json`. A report that is missing
-leaves its table as it is. Reports of some metrics (`--only`) given as arguments are merged into
-`bench.json` first.
+--out`), `live-proof.json`, the same at a lower rate as `live-proof-slower.json`, and `outside.json`.
+For doors.md: `aiperf.json`. A report that is missing leaves its table as it is. Reports of some
+metrics (`--only`) given as arguments are merged into `bench.json` first.
 """
 
 from __future__ import annotations
@@ -284,6 +284,7 @@ def tables(folder: pathlib.Path) -> dict[str, str]:
         ("first-token", report, first_token_table),
         ("fleet", report, fleet_table),
         ("live", _read(folder / "live-proof.json"), live_table),
+        ("live-slower", _read(folder / "live-proof-slower.json"), live_table),
         ("outside", _read(folder / "outside.json"), outside_table),
     ]
     return {name: make(each) for name, each, make in makers if each is not None}
