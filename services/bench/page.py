@@ -1,7 +1,7 @@
 """Writes the tables and plots of pages in docs: `python -m services.bench.page`.
 
 From the reports in docs/results. For performance.md: `bench.json` (`tiercel bench --suite full
---out`), `live-proof.json`, the same at a lower rate as `live-proof-slower.json`, and `outside.json`.
+--out`), `live-proof.json`, the same at a lower rate (`live-proof-slower.json`), and `outside.json`.
 For doors.md: `aiperf.json`. A report that is missing leaves its table as it is. Reports of some
 metrics (`--only`) given as arguments are merged into `bench.json` first.
 """
