@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from services.local import probes
 from services.local.child import Child, ChildError, ChildSpec
 from services.local.errors import CommandError
 from services.local.launch import module_command
+from services.local.ports import HOST, free_port
 from services.local.processes import THREAD_VARIABLES
 
 
@@ -75,9 +75,7 @@ class Server:
 
 def free_address() -> str:
     """Returns an address of this machine that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+    return f"{HOST}:{free_port(HOST, 0)}"
 
 
 async def save(report: Mapping[str, Any], path: pathlib.Path) -> None:

@@ -33,6 +33,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "state": ("state_64x64", "state_64x64_monitor", "state_256x1024"),
 }  # fmt: skip
 """Modules of this package with a ``measure(bench)``, and the metrics of each."""
+NOT_QUICK = frozenset(GROUPS["added"])
+"""Left out of the quick suite, unless asked for: it stays below three minutes."""
 PACKAGES = ("tiercel", "grpcio", "protobuf", "numpy", "numba", "uvloop", "tritonclient")
 Say = Callable[[str, float, str], None]
 
@@ -42,7 +44,7 @@ async def run_suite(suite: str, only: Sequence[str], *, command: str, say: Say) 
 
     Args:
         suite: One of `SUITES`.
-        only: Metrics or groups to measure; empty means all.
+        only: Metrics or groups to measure; empty means all, of the quick suite all but `NOT_QUICK`.
         command: The command line, for the report.
         say: Takes group, how much of it is done (0 to 1) and a few words.
 
@@ -89,7 +91,7 @@ def wanted_metrics(suite: str, only: Sequence[str]) -> frozenset[str]:
             known = ", ".join([*GROUPS, *(name for name in BUDGETS if name in names)])
             raise InputError(f"--only: unknown metric {each!r}; known: {known}")
         wanted |= found
-    return frozenset(wanted or names)
+    return frozenset(wanted or (names - NOT_QUICK if suite == "quick" else names))
 
 
 async def _measure(

@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
 
 def bench(
     suite: Annotated[
-        str, typer.Option(help="quick (five minutes), full, or smoke (seconds: does it run?).")
+        str, typer.Option(help="quick (three minutes), full, or smoke (seconds: does it run?).")
     ] = "quick",
     only: Annotated[
         list[str] | None, typer.Option(help="Metric or group to measure; repeatable.")

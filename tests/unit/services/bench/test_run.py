@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from services.bench.budgets import BUDGETS
-from services.bench.run import GROUPS, wanted_metrics
+from services.bench.run import GROUPS, NOT_QUICK, wanted_metrics
 from services.local.errors import InputError
 
 
@@ -20,7 +20,13 @@ def test_only_takes_metrics_and_groups() -> None:
     """A group's name stands for its metrics; nothing means everything."""
     assert wanted_metrics("quick", ["route"]) == {"route"}
     assert wanted_metrics("quick", ["decision", "route"]) == {*GROUPS["decision"], "route"}
-    assert wanted_metrics("quick", []) == {name for group in GROUPS.values() for name in group}
+    assert wanted_metrics("full", []) == {name for group in GROUPS.values() for name in group}
+
+
+def test_the_quick_suite_leaves_out_what_takes_long() -> None:
+    """Unless it is asked for."""
+    assert wanted_metrics("quick", []) == wanted_metrics("full", []) - NOT_QUICK
+    assert wanted_metrics("quick", ["added"]) == NOT_QUICK
 
 
 @pytest.mark.parametrize(("suite", "only"), [("huge", []), ("quick", ["rout"])])
