@@ -19,6 +19,7 @@ import typer
 from router.ledger import LoadArrays
 from router.policies.table import KNOWN_POLICIES
 from services.cli.app import make_app
+from services.common.http_host import REASON_HOST
 from services.common.openai.wishes import METADATA_PREFIX, Wishes
 from services.common.tiers.errors import BAD_ANSWER
 from services.local.target import PART_VARIABLES
@@ -292,6 +293,19 @@ def test_every_reason_of_an_error_is_told() -> None:
     text = (ROOT / "docs" / "doors.md").read_text(encoding="utf-8")
     section = text.partition("## What an error says\n")[2].partition("\n## ")[0]
     assert found <= set(re.findall(r"`([A-Z_]+)`", section))
+
+
+def test_every_code_of_the_openai_door_is_told() -> None:
+    """docs/doors.md says what each means that the door gives by itself, and of no other."""
+    texts = [path.read_text(encoding="utf-8") for path in _files("openai_door")]
+    found = {REASON_HOST, "NOT_FOUND", "METHOD_NOT_ALLOWED", "NO_ROUTER", "NO_ANSWER"}
+    for text in texts:
+        found.update(re.findall(r'HttpError\(\s*\d+, "([A-Z_]+)"', text))
+    assert len(found) > 10
+    text = (ROOT / "docs" / "doors.md").read_text(encoding="utf-8")
+    section = text.partition("### Codes of this door\n")[2].partition("\n### ")[0]
+    told = re.findall(r"`([a-z_]+)`", "".join(re.findall(r"^\|([^|]+)\|", section, re.MULTILINE)))
+    assert sorted(told) == sorted({each.lower() for each in found} | {"code"})
 
 
 def test_every_reason_of_the_other_services_is_told() -> None:
