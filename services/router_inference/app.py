@@ -84,21 +84,16 @@ def build_app(settings: Settings) -> RouterInference:
         SettingsError: With every mistake only the mesh's files can tell.
         StartError: A port is taken.
     """
-    log, machine_code = get_logger("services.router_inference"), MachineCode()
-    own = settings.router_inference
+    log, own = get_logger("services.router_inference"), settings.router_inference
+    # What is wrong is said at once, and not after a minute of compiling.
     for setting, address in (("", own.listen), ("metrics_listen", own.metrics_listen)):
-        if address:  # said at once, and not after a minute of compiling
+        if address:
             check_port_is_free(parse_address(address, allow_port_zero=True), setting)
+    files = load_mesh_files(settings.mesh)
+    app = RouterInference(settings=settings, files=files, clock=SystemClock(), log=log)
     if own.compiled:
         # Before any socket, thread or fork: no request waits, and workers share what is loaded.
-        machine_code = obtain(log, cache_folder(), run_compiler)
-    app = RouterInference(
-        settings=settings,
-        files=load_mesh_files(settings.mesh),
-        clock=SystemClock(),
-        log=log,
-        machine_code=machine_code,
-    )
+        app.decide_by(obtain(log, cache_folder(), run_compiler))
     suit_requests()
     return app
 
@@ -162,6 +157,10 @@ class RouterInference:
         )
         self._api_keys = read_api_keys(settings.mesh, os.environ)
         self._place: Place | None = None
+
+    def decide_by(self, machine_code: MachineCode) -> None:
+        """Has decisions made by compiled code; before `start`."""
+        self._machine_code = machine_code
 
     def take_place(self, place: Place) -> None:
         """Becomes one of several workers; its parent serves the metrics of all."""

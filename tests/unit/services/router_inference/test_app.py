@@ -106,3 +106,29 @@ def test_a_port_in_use_is_said_before_anything_is_compiled(
         settings = load_settings(Settings, path=path, environ={}, overrides=overrides)
         with pytest.raises(StartError, match=f"cannot listen on {address}: {text}"):
             build_app(settings)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("mesh.profile", "gone.toml", "mesh.profile"),
+        ("router_inference.policy", "greedyy", "policy"),
+        ("router_inference.default_task", "nosuch", "default_task"),
+        ("router_inference.policy_parameters", "{ price = { nosuch = 1.0 } }", "nosuch"),
+    ],
+)
+def test_settings_that_are_wrong_are_said_before_anything_is_compiled(
+    key: str, value: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those of which only the mesh's files can tell."""
+
+    def compiled(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(app, "obtain", compiled)
+    path = tmp_path / "tiercel.toml"
+    path.write_text(mesh_toml([("e0", "127.0.0.1:1")]))
+    overrides = {"router_inference.listen": "127.0.0.1:0", "router_inference.metrics_listen": ""}
+    settings = load_settings(Settings, path=path, environ={}, overrides=overrides | {key: value})
+    with pytest.raises(SettingsError, match=text):
+        build_app(settings)
