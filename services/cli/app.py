@@ -150,7 +150,11 @@ def make_app() -> typer.Typer:
         given = {ROOTS_VARIABLE: root_certificates, CERTIFICATE_VARIABLE: certificate}
         given |= {KEY_VARIABLE: key, STATE_VARIABLE: state}
         if api_key_file:
-            key_text = read_bytes(pathlib.Path(api_key_file)).decode("ascii", "replace").strip()
+            try:
+                key_bytes = read_bytes(pathlib.Path(api_key_file))
+            except InputError as error:
+                raise InputError(f"--api-key-file: {error}") from None
+            key_text = key_bytes.decode("ascii", "replace").strip()
             if not key_text.isascii() or not key_text.isprintable():
                 raise InputError(f"--api-key-file: {api_key_file}: is no line of printable ASCII")
             given[API_KEY_VARIABLE] = key_text

@@ -125,8 +125,10 @@ def calibrate(
         )  # fmt: skip
         return
     seed = max(0, seed)
+    # Mistakes in a file or an option are told before any server is asked.
+    own = _own_questions(prompts, prompt_lengths, settings, seed)
     tiers = asyncio.run(with_facts(live_tiers(target, settings)))
-    asked = _questions(tiers, prompts, prompt_lengths, settings, seed)
+    asked = own if own is not None else _usual_questions(tiers, seed)
     believed = settings.bytes_per_token if settings is not None else DEFAULT_BYTES_PER_TOKEN
     measured = asyncio.run(
         with_bar(
@@ -156,30 +158,36 @@ def calibrate(
         note(f"written: {path} (took {measured.took_s:.0f} s)")
 
 
-def _questions(
-    tiers: Sequence[LiveTier],
-    prompts: pathlib.Path | None,
-    lengths: str,
-    settings: MeshSettings | None,
-    seed: int,
-) -> list[Question]:
+def _own_questions(
+    prompts: pathlib.Path | None, lengths: str, settings: MeshSettings | None, seed: int
+) -> list[Question] | None:
+    """Returns what the options ask for; None if they ask for nothing.
+
+    Raises:
+        InputError: The file, or the lengths, cannot be.
+    """
     if prompts is not None and lengths:
         raise InputError("--prompts, --prompt-lengths: give one of them")
     if prompts is not None:
         return read_questions(prompts, limits_of(settings), scored=False)
-    if not lengths and are_reference(tiers):
-        return reference_questions(REFERENCE_EXAMPLES, seed)
-    counts = [int(part) for part in (lengths or DEFAULT_LENGTHS).split(",") if part.isdecimal()]
-    if len(counts) != (lengths or DEFAULT_LENGTHS).count(",") + 1 or not all(
-        0 < count <= MOST_WORDS for count in counts
+    if not lengths:
+        return None
+    parts = lengths.split(",")
+    if not all(
+        part.isdecimal() and len(part) < 10 and 0 < int(part) <= MOST_WORDS for part in parts
     ):
         raise InputError(
             f"--prompt-lengths: must be numbers of words, 1 to {MOST_WORDS}, with a comma between, "
             f"got {lengths!r}"
         )
-    if not lengths:
-        note(f"made-up prompts of {DEFAULT_LENGTHS} words; your own traffic: --prompts FILE")
-    return made_questions(counts, seed)
+    return made_questions([int(part) for part in parts], seed)
+
+
+def _usual_questions(tiers: Sequence[LiveTier], seed: int) -> list[Question]:
+    if are_reference(tiers):
+        return reference_questions(REFERENCE_EXAMPLES, seed)
+    note(f"made-up prompts of {DEFAULT_LENGTHS} words; your own traffic: --prompts FILE")
+    return made_questions([int(part) for part in DEFAULT_LENGTHS.split(",")], seed)
 
 
 def _remarks(measured: Calibration, settings: MeshSettings | None) -> list[str]:

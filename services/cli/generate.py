@@ -13,7 +13,14 @@ from typing import Annotated, Any
 import typer
 from opentelemetry.sdk.trace import TracerProvider
 
-from services.cli.options import ConfigOption, JsonOption, MeshOption, RouterOption
+from services.cli.options import (
+    CLASSES,
+    ConfigOption,
+    JsonOption,
+    MeshOption,
+    RouterOption,
+    check_number,
+)
 from services.cli.output import note, print_json
 from services.common.access.caller import Caller, CallerError
 from services.common.settings import SettingsError, load_settings
@@ -60,6 +67,9 @@ def generate(
     """Answer a prompt inside its deadline and say which tier did it."""
     if deadline is not None and not 0 < deadline < float("inf"):
         raise InputError(f"--deadline: must be above 0 seconds, got {deadline:g}")
+    check_number("--quality-floor", quality_floor, 0, 1)
+    if priority not in ("", *CLASSES):
+        raise InputError(f"--priority: must be {', '.join(CLASSES)}, got {priority!r}")
     target = resolve(mesh, router, config=config)
     routers = need_routers(target)
     task = task or reference.task_of_prompt(prompt)

@@ -173,6 +173,7 @@ def _write(out: pathlib.Path, texts: Sequence[str]) -> None:
 
 def _task(text: str) -> TaskSettings:
     name, value = _pair("--task", text, "NAME=SECONDS")
+    _check_name("--task", name)
     seconds, _, tokens = value.partition("/")
     try:
         fields = {"name": name, "default_deadline_s": float(seconds)}
@@ -185,8 +186,16 @@ def _task(text: str) -> TaskSettings:
     except ValueError as error:  # pydantic's are among them
         what = "expected NAME=SECONDS or NAME=SECONDS/TOKENS"
         if isinstance(error, pydantic.ValidationError):
-            what = error.errors()[0]["msg"]
+            what = _mistake(error)
         raise InputError(f"--task: {text!r}: {what}") from None
+
+
+def _mistake(error: pydantic.ValidationError) -> str:
+    """Says which part of NAME=SECONDS/TOKENS is wrong, and what it may be."""
+    first = error.errors()[0]
+    # Half of the limit is expected, so what is wrong with that is the limit's fault.
+    part = "SECONDS" if first["loc"] == ("default_deadline_s",) else "TOKENS"
+    return f"{part}: {first['msg'][:1].lower()}{first['msg'][1:]}"
 
 
 def _pair(option: str, text: str, form: str) -> tuple[str, str]:

@@ -7,22 +7,37 @@ import dataclasses
 import pathlib
 import signal
 import threading
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 from router.folders import state_folder
-from router.types import Priority
+from router.types import LONGEST_TOKEN_INTERVAL_S
 from services.cli.files import check_writable
 from services.cli.load_traffic import check_tier, lengths, parse_mix, read_prompts, traffic
-from services.cli.options import ConfigOption, JsonOption, MeshOption, RouterOption
+from services.cli.options import (
+    CLASSES,
+    ConfigOption,
+    JsonOption,
+    MeshOption,
+    RouterOption,
+    check_number,
+)
 from services.cli.output import console, milliseconds, note, print_json, share, table
 from services.cli.progress import StageProgress
-from services.loadgen.arrivals import ArrivalsError, square_wave
+from services.loadgen.arrivals import (
+    MAX_CV,
+    MAX_DURATION_S,
+    MAX_RATE_RPS,
+    ArrivalsError,
+    Process,
+    square_wave,
+)
 from services.loadgen.process import LoadProcessError, run_load
 from services.loadgen.records import RunRecords, run_summary
 from services.loadgen.spec import (
     DRAWN,
+    LONGEST_DEADLINE_S,
     MAX_OUTPUT_TOKENS,
     MAX_PROMPT_TOKENS,
     LoadSpec,
@@ -35,7 +50,6 @@ from services.local.cores import machine_layout
 from services.local.errors import CommandError, InputError
 from services.local.target import need_routers, resolve
 
-CLASSES = tuple(each.label for each in Priority)
 PROGRESS_COUNTS = ("on_time", "late", "refused", "cancelled", "failed")
 
 
@@ -115,11 +129,16 @@ def load(
         else:
             asked = parse_length(prompt_tokens, "--prompt-tokens", MAX_PROMPT_TOKENS)
             limit = parse_length(output_tokens, "--output-tokens", MAX_OUTPUT_TOKENS)
+            _check_process(process, cv)
+            longest_s = LONGEST_DEADLINE_S
+            check_number("--deadline", deadline, 0, longest_s, "seconds", is_open=True)
+            longest_s = LONGEST_TOKEN_INTERVAL_S
+            check_number("--token-interval", token_interval, 0, longest_s, "seconds", is_open=True)
+            shape = _phases(rate, duration, phases, square)
             target = resolve(mesh, router, config=config)
             routers = need_routers(target)
             if prompts is not None and asked is not None:
                 raise InputError("--prompts, --prompt-tokens: give one of them")
-            shape = _phases(rate, duration, phases, square)
             own = read_prompts(prompts, target)
             wanted = parse_mix(mix) if mix else (own.mix() if own is not None else None)
             shares, deadline_s = traffic(target, wanted, deadline)
@@ -235,7 +254,7 @@ def _phases(rate: float, duration: float, phases: str, square: str) -> list[dict
     """Rates over time, from the options.
 
     Raises:
-        InputError: A text is not of its form.
+        InputError: A text is not of its form, or a number outside of its limits.
     """
     if phases and square:
         raise InputError("--phases, --square: give one of them")
@@ -247,10 +266,24 @@ def _phases(rate: float, duration: float, phases: str, square: str) -> list[dict
             raise InputError(
                 f"--square: expected LOW,HIGH,HALF_PERIOD_S,CYCLES, got {square!r}"
             ) from None
-        return [dataclasses.asdict(phase) for phase in made]
-    if not phases:
-        return [{"name": "load", "duration_s": duration, "rate_rps": rate}]
-    return [_phase(part) for part in phases.split(",")]
+        shape = [dataclasses.asdict(phase) for phase in made]
+    elif phases:
+        shape = [_phase(part) for part in phases.split(",")]
+    else:
+        shape = [{"name": "load", "duration_s": duration, "rate_rps": rate}]
+    for each in shape:
+        given = "--square" if square else "--phases" if phases else ""
+        length, mean = each["duration_s"], each["rate_rps"]
+        check_number(given or "--duration", length, 0, MAX_DURATION_S, "seconds", is_open=True)
+        check_number(given or "--rate", mean, 0, MAX_RATE_RPS, "requests a second")
+    return shape
+
+
+def _check_process(process: str, cv: float) -> None:
+    known = get_args(Process)
+    if process not in known:
+        raise InputError(f"--process: must be one of {', '.join(known)}, got {process!r}")
+    check_number("--cv", cv, 0, MAX_CV, is_open=True)
 
 
 def _phase(text: str) -> dict[str, Any]:

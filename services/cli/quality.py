@@ -96,13 +96,16 @@ def quality(
     else:
         target = resolve(mesh, load_monitor=monitor, config=config)
         settings = mesh_of(target)
+        # Mistakes in a file are told before any server is asked.
+        own = None
+        if prompts is not None:
+            own = read_questions(prompts, limits_of(settings), scored=answers is None)
         known = asyncio.run(with_facts(live_tiers(target, settings)))
         _check_order(stated, [each.tier for each in known])
-        if answers is not None and prompts is not None:
-            asked = read_questions(prompts, limits_of(settings), scored=False)
-            _write_answers(known, asked, answers, prompts)
+        if answers is not None and prompts is not None and own is not None:
+            _write_answers(known, own, answers, prompts)
             return
-        asked = _questions(known, prompts, settings, examples, seed)
+        asked = own if own is not None else _reference_questions(known, examples, seed)
         found = asyncio.run(with_bars(measure_quality, known, asked))
         about = f"Asked of {', '.join(each.model for each in known)} by `tiercel quality`."
         default_name = measured_name(known)
@@ -142,15 +145,7 @@ def _compare(measured: QualityMeasurement, settings: MeshSettings, found: Scores
         note(f"not in the table, as nobody measured it: {', '.join(missing)}")
 
 
-def _questions(
-    known: Sequence[LiveTier],
-    prompts: pathlib.Path | None,
-    settings: MeshSettings | None,
-    examples: int,
-    seed: int,
-) -> list[Question]:
-    if prompts is not None:
-        return read_questions(prompts, limits_of(settings), scored=True)
+def _reference_questions(known: Sequence[LiveTier], examples: int, seed: int) -> list[Question]:
     if not are_reference(known):
         raise InputError(
             f"{', '.join(each.model for each in known)}: these are not the reference tiers, whose "

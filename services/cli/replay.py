@@ -48,7 +48,7 @@ def drop(
 ) -> None:
     """Drop a span of time from the replay; the network starts afresh on what is left."""
     if bool(since) == everything:
-        raise InputError("drop: say --since, or --all")
+        raise InputError("--since, --all: give one of them")
     request = pb.DropReplayRequest()
     if since:
         request.since_time.CopyFrom(_moment("--since", since))

@@ -14,6 +14,8 @@ from services.cli.files import shipped_file
 from services.cli.output import console, note, table
 from services.cli.policy_names import check_policy
 from services.cli.progress import waiting
+from services.common.mesh_settings import MeshSettings, load_mesh_files
+from services.common.settings import SettingsError
 from services.local import reference
 from services.local.embedded import EmbeddedMesh, MeshOptions
 from services.local.envoy import envoy_program
@@ -96,6 +98,7 @@ def up(
             quality=shipped_file(QUALITY, quality or "reference", "--quality"),
             tasks=reference.task_entries(),
         )
+    _check_files(options)
     start = start_policy(options.profile, options.fleet.tiers, policy)
     snapshot = {} if start.snapshot is None else {"policy_snapshot": str(start.snapshot.absolute())}
     traces = str((run_folder(name) / "traces").absolute())
@@ -128,6 +131,25 @@ def _check_paced(paced: bool, **options: object) -> None:
         if value not in (None, "") and (name in of_paced) is not paced:
             word = "only with" if name in of_paced else "not with"
             raise InputError(f"--{name.replace('_', '-')}: {word} --paced")
+
+
+def _check_files(options: MeshOptions) -> None:
+    """Reads what the services will read: a mistake is no reason to start and end a mesh.
+
+    Raises:
+        InputError: Profile or quality table cannot be read, or lacks a tier or a task.
+    """
+    read = MeshSettings.model_construct(
+        tiers=options.fleet.tiers,
+        profile=options.profile,
+        quality=options.quality,
+        tasks=options.tasks,
+        endpoints=(),
+    )
+    try:
+        load_mesh_files(read)
+    except SettingsError as error:
+        raise InputError("; ".join(error.problems)) from None
 
 
 async def _serve(mesh: EmbeddedMesh, as_json: bool) -> int:

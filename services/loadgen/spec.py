@@ -44,7 +44,8 @@ PromptLength = Annotated[int, Field(ge=1, le=MAX_PROMPT_TOKENS)] | Literal["draw
 OutputLength = Annotated[int, Field(ge=1, le=MAX_OUTPUT_TOKENS)] | Literal["drawn"]
 """Tokens: a number, or drawn as the evaluation draws them."""
 Name = Annotated[str, Field(min_length=1, max_length=64)]
-DeadlineS = Annotated[float, Field(gt=0, le=3_600)]
+LONGEST_DEADLINE_S = 3_600.0
+DeadlineS = Annotated[float, Field(gt=0, le=LONGEST_DEADLINE_S)]
 
 
 def _some_share(mix: dict[str, float]) -> dict[str, float]:

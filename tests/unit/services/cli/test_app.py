@@ -75,7 +75,7 @@ def test_shells_can_complete(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (
             ["load", "--rate=-1", "--mix=sort", "--deadline=1", "--router=127.0.0.1:1"],
-            "rate_rps",
+            "--rate",
         ),
         (["load", "--mix", "sort=x", "--router", "127.0.0.1:1"], "--mix"),
         (["load", "--phases", "calm", "--router", "127.0.0.1:1"], "--phases"),
@@ -194,6 +194,14 @@ def test_a_file_that_holds_no_key_is_named(
     path.write_bytes(content)
     assert run(["--api-key-file", str(path), "status"]) == 2
     assert f"--api-key-file: {path}: is no line of printable ASCII" in complaint(capsys)
+
+
+def test_a_file_of_a_key_that_cannot_be_read_is_named_with_its_option(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The option may come from a script, and say nothing by itself."""
+    assert run(["--api-key-file", str(tmp_path / "gone"), "status"]) == 2
+    assert complaint(capsys).startswith(f"tiercel: --api-key-file: {tmp_path}/gone: cannot be read")
 
 
 def test_a_current_folder_that_is_gone_is_told(

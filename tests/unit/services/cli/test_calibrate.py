@@ -61,5 +61,20 @@ def test_lengths_that_are_none_are_named(
     foreign_mesh: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One line, before anything is measured."""
-    assert measured(foreign_mesh, "--prompt-lengths", "10,x") == 2
+    for text in ("10,x", "0", "10,", "9" * 5_000):
+        assert measured(foreign_mesh, "--prompt-lengths", text) == 2
+        assert "--prompt-lengths: must be numbers of words" in complaint(capsys)
+
+
+def test_what_is_wrong_here_is_told_before_a_server_is_asked(
+    foreign_mesh: pathlib.Path, triton: FakeTriton, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mistake in a file is no less one while the servers are away."""
+    alone = foreign_mesh.with_name("alone.toml")
+    alone.write_text(foreign_mesh.read_text().replace(triton.address, "127.0.0.1:9"))
+    prompts = foreign_mesh.with_name("p.jsonl")
+    prompts.write_text("no JSON\n")
+    assert measured(alone, "--prompts", str(prompts)) == 2
+    assert "p.jsonl: line 1: not JSON" in complaint(capsys)
+    assert measured(alone, "--prompt-lengths", "0") == 2
     assert "--prompt-lengths: must be numbers of words" in complaint(capsys)

@@ -129,3 +129,19 @@ def test_settings_of_a_running_mesh_that_are_wrong_are_bad_input(
     monkeypatch.setenv("TIERCEL_ROUTER_INFERENCE__WORKERS", "many")
     assert run(["generate", "hello"]) == 2
     assert "TIERCEL_ROUTER_INFERENCE__WORKERS: router_inference.workers" in complaint(capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--deadline", "-1"], "--deadline: must be above 0 seconds, got -1"),
+        (["--quality-floor", "3"], "--quality-floor: must be 0 to 1, got 3"),
+        (["--priority", "urgent"], "--priority: must be high, normal, low, got 'urgent'"),
+    ],
+)
+def test_an_option_that_cannot_be_is_named_before_a_router_is_asked(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With its limits and what was given; nobody listens at the address."""
+    assert run(["generate", "hi", "--router", "127.0.0.1:9", *arguments]) == 2
+    assert complaint(capsys) == f"tiercel: {message}\n"

@@ -76,7 +76,22 @@ def test_monitor_and_trainer_are_named_where_they_are_wanted(tmp_path: Path) -> 
         (["http://127.0.0.1:8001", "--task", "chat=1"], "ADDRESS: expected host:port"),
         ([ADDRESS, "--task", "chat"], "--task: expected NAME=SECONDS"),
         ([ADDRESS, "--task", "chat=soon"], "--task: 'chat=soon'"),
-        ([ADDRESS, "--task", "Chat=1"], "--task: 'Chat=1': String should match"),
+        (
+            [ADDRESS, "--task", "Chat=1"],
+            "--task: must be 1 to 64 characters of [a-z0-9_-], got 'Chat'",
+        ),
+        (
+            [ADDRESS, "--task", "chat=-1"],
+            "--task: 'chat=-1': SECONDS: input should be greater than 0",
+        ),
+        (
+            [ADDRESS, "--task", "chat=1/0"],
+            "--task: 'chat=1/0': TOKENS: input should be greater than or equal to 1",
+        ),
+        (
+            [ADDRESS, "--task", "chat=1/99999"],
+            "--task: 'chat=1/99999': TOKENS: input should be less than or equal to 65536",
+        ),
         ([ADDRESS, "--task", "chat=1", "--tier", "small"], "--tier: expected TIER=MODEL"),
         ([ADDRESS, "--task", "chat=1", "--task", "chat=2"], "--task: task 'chat' is given twice"),
         ([ADDRESS, "--task", "chat=1", "--name", "My mesh"], "--name: must be 1 to 64 characters"),

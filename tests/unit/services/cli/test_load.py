@@ -162,6 +162,31 @@ def test_lengths_that_are_none_are_one_line(
     assert len(error) < 300
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rate", "-1"], "--rate: must be 0 to 10000 requests a second, got -1"),
+        (["--duration", "0"], "--duration: must be above 0 and at most 3600 seconds, got 0"),
+        (
+            ["--phases", "a:5@2,b:-5@2"],
+            "--phases: must be above 0 and at most 3600 seconds, got -5",
+        ),
+        (["--phases", "a:5@-3"], "--phases: must be 0 to 10000 requests a second, got -3"),
+        (["--deadline", "-1"], "--deadline: must be above 0 and at most 3600 seconds, got -1"),
+        (["--deadline", "inf"], "--deadline: must be above 0 and at most 3600 seconds, got inf"),
+        (["--token-interval", "0"], "--token-interval: must be above 0 and at most 60 seconds"),
+        (["--cv", "17"], "--cv: must be above 0 and at most 16, got 17"),
+        (["--process", "pareto"], "--process: must be one of poisson, gamma, uniform"),
+    ],
+)
+def test_an_option_that_cannot_be_is_named_before_the_mesh_is_asked(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With its limits and what was given; nobody listens at the address."""
+    assert run(["load", "--router", "127.0.0.1:9", *arguments]) == 2
+    assert f"tiercel: {message}" in complaint(capsys)
+
+
 @pytest.mark.parametrize("option", ["--router", "--mesh", "--config"])
 def test_a_spec_names_its_own_routers(
     option: str, tmp_path: Any, capsys: pytest.CaptureFixture[str]

@@ -148,3 +148,22 @@ def test_answers_need_prompts_of_a_task(
     assert measured(out, *given) == 2
     assert "task: is missing in 1 of 2 lines" in complaint(capsys)
     assert not answers.exists()
+
+
+@pytest.mark.parametrize("answers", [(), ("--answers", "a.jsonl")])
+def test_what_is_wrong_in_a_file_is_told_before_a_server_is_asked(
+    answers: tuple[str, ...],
+    triton: FakeTriton,
+    foreign_mesh: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It is no less a mistake while the servers are away."""
+    monkeypatch.chdir(tmp_path)
+    foreign_mesh.write_text(foreign_mesh.read_text().replace(triton.address, "127.0.0.1:9"))
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text("no JSON\n")
+    given = ("--config", foreign_mesh, "--prompts", prompts, *answers)
+    assert run(["quality", *map(str, given)]) == 2
+    assert "p.jsonl: line 1: not JSON" in complaint(capsys)

@@ -11,11 +11,11 @@ from tests.unit.services.cli.said import complaint
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        ([], "--since, or --all"),
+        ([], "--since, --all: give one of them"),
         (["--since", "yesterday"], "--since: expected a time such as 14:30"),
         (["--all", "--until", "25:00"], "--until: expected a time such as 14:30"),
         (["--since", "0001-01-01T00:00+05:00"], "--since: must be in the years 1970 to 9999"),
-        (["--all", "--since", "2026-11-28"], "--since, or --all"),
+        (["--all", "--since", "2026-11-28"], "--since, --all: give one of them"),
     ],
 )
 def test_a_wrong_span_is_said_in_one_line(
