@@ -100,12 +100,19 @@ def _limits(field: FieldInfo) -> str:
     for constraint in field.metadata:
         for kind, attribute, sign in _SIGNS:
             if isinstance(constraint, kind):
-                found.append(f"{sign} {getattr(constraint, attribute):g}")
+                found.append(f"{sign} {_number(getattr(constraint, attribute))}")
         if isinstance(constraint, MinLen):
             found.append(f"length >= {constraint.min_length}")
         if isinstance(constraint, MaxLen):
             found.append(f"length <= {constraint.max_length}")
+        if pattern := getattr(constraint, "pattern", None):
+            found.append(f"`{pattern.removeprefix('^').removesuffix('$')}`")
     return ", ".join(found)
+
+
+def _number(limit: float) -> str:
+    """Returns a limit as a settings file may have it, to its last digit."""
+    return f"{limit:g}" if limit != int(limit) else str(int(limit))
 
 
 def parameter_table(parameters: tuple[Parameter, ...]) -> str:
