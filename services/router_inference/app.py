@@ -365,7 +365,7 @@ class RouterInference:
 
     def _make_slot(self) -> PolicySlot:
         policies = configured(self._own, self._files.catalog)
-        with as_settings_errors():
+        with as_settings_errors(self._own):
             return PolicySlot(**policies, metrics=self._metrics, log=self._log)
 
 

@@ -130,7 +130,7 @@ class LiveSettings:
 
     def apply(self, wanted: Wanted, changed: frozenset[str]) -> Collection[str]:
         """Puts it into force, between two requests; see `take`."""
-        with as_settings_errors():
+        with as_settings_errors(wanted.own):
             self._core.slot.configure(**wanted.policies)
         self._clients.allow(self._outgoing(wanted.mesh).may_be_endpoint, wanted.api_keys)
         self._follow(wanted.own, wanted.mesh, wanted.files)

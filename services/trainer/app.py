@@ -28,6 +28,7 @@ from services.common.mesh_settings import MeshFiles, MeshSettings, load_mesh_fil
 from services.common.metrics import new_registry, start_metrics_server
 from services.common.process_id import new_process_id
 from services.common.server import ServerSettings, ServiceDefinition, build_server
+from services.common.settings import SettingsError
 from services.common.state.connect import connect_stores
 from services.common.supervision import Supervisor
 from services.common.telemetry_setup import setup_telemetry
@@ -69,8 +70,12 @@ class TrainerApplication:
         """Takes the settings and what the mesh's files hold.
 
         Raises:
-            SettingsError: A certificate is wrong, or an address has no protection.
+            SettingsError: A certificate is wrong, an address has no protection, or what is to be
+                the data folder is something else.
         """
+        folder = settings.trainer.data_dir
+        if _is_no_folder(folder):  # else nothing learned could ever be saved
+            raise SettingsError([f"trainer.data_dir: is no folder (got {str(folder)!r})"])
         self._settings = settings
         self._files = files
         self._clock = clock
@@ -292,6 +297,14 @@ def watch_plan(settings: TrainerSettings) -> WatchPlan:
     """Returns how policies that become active are watched."""
     limits = WatchLimits(settings.watch_misses, settings.watch_errors)
     return WatchPlan(limits, settings.watch_s)
+
+
+def _is_no_folder(path: Path) -> bool:
+    """Returns whether something else is there; what cannot be looked at is said by a save."""
+    try:
+        return path.exists() and not path.is_dir()
+    except OSError:
+        return False
 
 
 def _mesh_view(

@@ -33,7 +33,7 @@ def configured(own: RouterInferenceSettings, catalog: Catalog) -> Configured:
     try:
         snapshot = read_bytes(Path(path), MAX_SNAPSHOT_BYTES) if path else b""
     except OSError as error:
-        problem = f"router_inference: policy_snapshot: {path}: {error.strerror or error}"
+        problem = f"router_inference.policy_snapshot: {path}: {error.strerror or error}"
         raise SettingsError([problem]) from None
     return Configured(
         catalog=catalog,
@@ -45,11 +45,12 @@ def configured(own: RouterInferenceSettings, catalog: Catalog) -> Configured:
 
 
 @contextmanager
-def as_settings_errors() -> Iterator[None]:
-    """Turns what `PolicySlot` raises for them into a SettingsError."""
+def as_settings_errors(own: RouterInferenceSettings) -> Iterator[None]:
+    """Turns what `PolicySlot` raises for these settings into a SettingsError."""
     try:
         yield
     except (UnknownPolicyError, PolicyParameterError, MissingSnapshotError) as error:
         raise SettingsError([f"router_inference: policy or fallback_policy: {error}"]) from None
     except SnapshotError as error:
-        raise SettingsError([f"router_inference: policy_snapshot: {error}"]) from None
+        problem = f"router_inference.policy_snapshot: {own.policy_snapshot}: {error}"
+        raise SettingsError([problem]) from None

@@ -38,3 +38,11 @@ def test_what_would_cross_a_network_in_plain_text_is_refused(tmp_path: Path) -> 
         "mesh.redis_url",
     ]
     build_app(settings(tmp_path, insecure_open_to_network=True))
+
+
+def test_a_data_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    """A trainer would learn and could save nothing of it; a folder that is missing is made."""
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingsError, match=r"trainer\.data_dir: is no folder \(got '.*file'\)"):
+        build_app(settings(tmp_path, insecure_open_to_network=True, data_dir=tmp_path / "file"))
+    build_app(settings(tmp_path, insecure_open_to_network=True, data_dir=tmp_path / "new"))

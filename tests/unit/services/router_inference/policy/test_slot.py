@@ -134,7 +134,7 @@ def test_a_bad_snapshot_file_stops_the_start(tmp_path: Path) -> None:
     """A damaged or missing file is a mistake in the settings, with its reason."""
     path = tmp_path / "policy.safetensors"
     path.write_bytes(b"short")
-    with pytest.raises(SettingsError, match=r"policy_snapshot.*SNAPSHOT_MALFORMED"):
+    with pytest.raises(SettingsError, match=rf"policy_snapshot: {path}: .*SNAPSHOT_MALFORMED"):
         make_rig(policy="dqn-paper", policy_snapshot=str(path))
     with pytest.raises(SettingsError, match=r"policy_snapshot.*No such file"):
         make_rig(policy="dqn-paper", policy_snapshot=str(tmp_path / "none"))
