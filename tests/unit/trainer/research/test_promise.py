@@ -58,6 +58,20 @@ def test_the_table_counts_what_was_missed() -> None:
     assert "| *cases missed* | | 0 | 1 |" in text
 
 
+@pytest.mark.parametrize(
+    ("earned", "held", "count"), [(0.825, 0.0, 0), (0.815, 0.0, 1), (0.815, 0.5, 0)]
+)
+def test_the_table_counts_where_a_rule_earns_clearly_more(
+    earned: float, held: float, count: int
+) -> None:
+    """Beside the best rule of the case that misses nothing, by more than a point."""
+    rule = row("debt-queue", held) | {"performance": 0.83}
+    learned = row("dqn", 0.0) | {"performance": earned}
+    found = promise.judged([row(promise.SMALL, 0.0), rule, learned])
+    text = promise.table(found, ("dqn",), 0.99)
+    assert f"| *over a point below the best rule that holds it* | | {count} |" in text
+
+
 def with_classes(policy: str, missed: dict[str, float], seed: int = 1) -> promise.Row:
     """Returns what one policy missed of each priority class."""
     classes = {name: [share, 0.7] for name, share in missed.items()}
