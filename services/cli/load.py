@@ -262,7 +262,9 @@ def _phases(rate: float, duration: float, phases: str, square: str) -> list[dict
         try:
             low, high, half_s, cycles = square.split(",")
             made = square_wave(float(low), float(high), float(half_s), int(cycles))
-        except (ValueError, ArrivalsError):
+        except ArrivalsError as error:
+            raise InputError(f"--square: {error}") from None
+        except ValueError:
             raise InputError(
                 f"--square: expected LOW,HIGH,HALF_PERIOD_S,CYCLES, got {square!r}"
             ) from None

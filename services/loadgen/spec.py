@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pathlib
 import random
+import re
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -36,6 +37,8 @@ MAX_PROMPT_TOKENS = 16_384
 MAX_OUTPUT_TOKENS = HIGHEST_LIMIT_TOKENS
 """Highest limit of an answer, tokens: that of a task."""
 _MOST_MISTAKES = 20
+_FORM = re.compile(r"constrained-|(?:dict|literal)\[")
+"""How pydantic names the forms that a field may have; nobody has written that into a spec."""
 _LARGEST_SPEC_BYTES = 64 * 1024 * 1024  # it may carry a pool of prompts
 _POOL_SIZE = 500
 MOST_TASKS = 64
@@ -299,10 +302,13 @@ def parse_spec(fields: Any, where: str = "load spec") -> LoadSpec:
     try:
         return LoadSpec.model_validate(fields)
     except pydantic.ValidationError as error:
-        lines = []
+        said: dict[str, list[str]] = {}
         for each in error.errors(include_url=False):
-            field = ".".join(str(part) for part in each["loc"]) or "spec"
-            lines.append(one_line(f"{field}: {each['msg'].removeprefix('Value error, ')}"))
+            parts = [str(part) for part in each["loc"]]
+            field = ".".join(part for part in parts if not _FORM.match(part)) or "spec"
+            said.setdefault(field, []).append(each["msg"].removeprefix("Value error, "))
+        # Of a field of several forms every form says what it misses.
+        lines = [one_line(f"{field}: {', or: '.join(texts)}") for field, texts in said.items()]
         raise LoadSpecError(f"{where}: " + "; ".join(lines[:_MOST_MISTAKES])) from None
     except ArrivalsError as error:
         raise LoadSpecError(f"{where}: {error}") from None

@@ -172,6 +172,8 @@ def test_lengths_that_are_none_are_one_line(
             "--phases: must be above 0 and at most 3600 seconds, got -5",
         ),
         (["--phases", "a:5@-3"], "--phases: must be 0 to 10000 requests a second, got -3"),
+        (["--square", "1,2,3,0"], "--square: cycle_count: must be at least 1, got 0"),
+        (["--square", "1,2,3"], "--square: expected LOW,HIGH,HALF_PERIOD_S,CYCLES, got '1,2,3'"),
         (["--deadline", "-1"], "--deadline: must be above 0 and at most 3600 seconds, got -1"),
         (["--deadline", "inf"], "--deadline: must be above 0 and at most 3600 seconds, got inf"),
         (["--token-interval", "0"], "--token-interval: must be above 0 and at most 60 seconds"),
