@@ -8,12 +8,15 @@ What is reported is claimed, not seen. One report moves an estimate by at most `
 together never take it further than `RANGE` from the table. The table drifts with the traffic:
 only about the last `MEMORY` reports count.
 
+Processes that hear of the same tiers add up what they heard (`Ratings`): each tells the means of
+all its reports, of which only what is new since it told last is `joined` to those of the mesh.
+
 Shape letters: K tasks, T tiers.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
@@ -28,6 +31,66 @@ MOST_STEP: Final = 0.02
 _PRIOR_VARIANCE: Final = 0.25
 """Of the score of one answer of which nothing is known: the largest that one of 0 to 1 can have."""
 _HALF_WIDTH: Final = 1.96
+
+
+class Rating(NamedTuple):
+    """What clients said of the answers of a tier on a task, 0 to 1 each.
+
+    Attributes:
+        answers: how many were rated.
+        mean: mean of what was said.
+        square: mean of its squares.
+    """
+
+    answers: int
+    mean: float
+    square: float
+
+
+class Ratings(NamedTuple):
+    """The same of several, as arrays of one shape, float64.
+
+    Attributes:
+        answers: how many were rated.
+        mean: their mean.
+        square: the mean of their squares.
+    """
+
+    answers: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    square: NDArray[np.float64]
+
+
+def no_ratings(*shape: int) -> Ratings:
+    """Returns that nobody has said anything."""
+    return Ratings(*np.zeros((3, *shape)))
+
+
+def joined(before: Ratings, added: Ratings) -> Ratings:
+    """Returns the means over about the last `MEMORY` reports once some came after others.
+
+    One by one they would give the same, but for the order among those that were added. More than
+    `MEMORY` at once count as so many: they do not take all from those before.
+    """
+    plain = np.clip(MEMORY - before.answers, 0.0, added.answers)
+    count = before.answers + added.answers
+    # The first ones have equal shares; from `MEMORY` on each takes one part in so many.
+    kept = before.answers / np.maximum(before.answers + plain, 1.0)
+    kept = kept * (1.0 - 1.0 / MEMORY) ** (np.minimum(added.answers, MEMORY) - plain)
+    mean = kept * before.mean + (1.0 - kept) * added.mean
+    square = kept * before.square + (1.0 - kept) * added.square
+    return Ratings(count, mean, square)
+
+
+def since(before: Ratings, now: Ratings) -> Ratings:
+    """Returns what was added to plain means, which forget nothing; none where there are fewer."""
+    count = np.maximum(now.answers - before.answers, 0.0)
+    share = 1.0 / np.maximum(count, 1.0)
+    mean = share * (now.answers * now.mean - before.answers * before.mean)
+    square = share * (now.answers * now.square - before.answers * before.square)
+    # Whatever was told: scores lie within 0 and 1, and so do their squares, below them.
+    mean = np.where(count > 0.0, np.clip(mean, 0.0, 1.0), 0.0)
+    return Ratings(count, mean, np.clip(square, mean * mean, mean))
 
 
 class QualityEstimator:
@@ -74,6 +137,24 @@ class QualityEstimator:
         self._square_KT[at] += share * (score * score - self._square_KT[at])
         change_T = self._found(task) - self.quality_KT[task]
         self.quality_KT[task] += np.clip(change_T, -MOST_STEP, MOST_STEP)
+
+    def hear(self, ratings: Ratings) -> None:
+        """Takes what was said of the first tasks, everywhere, in place of what it knew of them.
+
+        Estimates move as if what is new had come one by one.
+
+        Args:
+            ratings: Of each tier on each of the tasks; means over about the last `MEMORY`.
+        """
+        rows = slice(len(ratings.answers))
+        count_KT = np.rint(ratings.answers).astype(np.int64)
+        new_K = np.maximum(count_KT - self.report_count_KT[rows], 0).sum(axis=1)
+        self.report_count_KT[rows] = count_KT
+        self._mean_KT[rows], self._square_KT[rows] = ratings.mean, ratings.square
+        for task in np.flatnonzero(new_K).tolist():
+            most = MOST_STEP * float(new_K[task])
+            change_T = self._found(task) - self.quality_KT[task]
+            self.quality_KT[task] += np.clip(change_T, -most, most)
 
     def error_KT(self) -> NDArray[np.float64]:
         """Returns half the width of the estimates' 95 % intervals; 0 for the largest tier."""

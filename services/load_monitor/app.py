@@ -36,8 +36,10 @@ from services.load_monitor.metrics import MonitorCollector, MonitorCounters
 from services.load_monitor.page import MonitorPage
 from services.load_monitor.prober import ProbeClient, Prober, ProbeTimes
 from services.load_monitor.publisher import Publisher
+from services.load_monitor.ratings import MeshRatings
 from services.load_monitor.servicer import LoadMonitorServicer
 from services.load_monitor.settings import Settings
+from services.load_monitor.shared_ratings import SharedRatings
 from services.load_monitor.shared_targets import SharedTargets
 from services.load_monitor.shared_topology import SharedTopology
 from services.load_monitor.topology import Topology
@@ -101,6 +103,7 @@ class LoadMonitorApp:
                 max_routers=self._own.max_routers,
             ),
             topology=Topology(_configured(settings.mesh, profile_names)).renumbered(),
+            ratings=MeshRatings(clock=clock, is_known=self._is_rated),
         )
         self._topology = SharedTopology(
             store=self._stores.shared,
@@ -115,6 +118,9 @@ class LoadMonitorApp:
             is_alone=not settings.mesh.redis_url,
             topology=self._topology,
             targets=SharedTargets(
+                store=self._stores.shared, board=self._board, clock=clock, log=self._log
+            ),
+            ratings=SharedRatings(
                 store=self._stores.shared, board=self._board, clock=clock, log=self._log
             ),
             board=self._board,
@@ -224,6 +230,10 @@ class LoadMonitorApp:
         self._outgoing = outgoing
         self._topology.use_settings(_configured(mesh, names), is_alone=not mesh.redis_url)
         return changed & {f"mesh.{key}" for key in live}
+
+    def _is_rated(self, task: str, tier: str) -> bool:
+        mesh = self._settings.mesh
+        return tier in mesh.tiers and any(each.name == task for each in mesh.tasks)
 
     def _refusal(self, field: str, address: str) -> Refusal | None:
         return self._outgoing.refusal(field, address)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 from router.fleet import EndpointSpec
 from services.common.clock import Clock
 from services.load_monitor.aggregator import Aggregator
 from services.load_monitor.health import EndpointTracker, HealthRules
 from services.load_monitor.loads import NO_ORDER
-from services.load_monitor.model import Picture, RouterReport, order_of
+from services.load_monitor.model import Picture, RatingTable, RouterReport, order_of
+from services.load_monitor.ratings import MeshRatings, Process
 from services.load_monitor.targets import Overrides, TargetOverride, in_force
 from services.load_monitor.topology import Topology
 
@@ -26,6 +28,7 @@ class Board:
         rules: When an endpoint's health changes.
         aggregator: The routers' reports.
         topology: The endpoint list to begin with.
+        ratings: What clients said of answers.
     """
 
     def __init__(
@@ -36,11 +39,13 @@ class Board:
         rules: HealthRules,
         aggregator: Aggregator,
         topology: Topology,
+        ratings: MeshRatings | None = None,
     ) -> None:
         self._monitor_id = monitor_id
         self._clock = clock
         self._rules = rules
         self.aggregator = aggregator
+        self.ratings = ratings or MeshRatings(clock=clock)
         self._topology = topology
         self._trackers: dict[str, EndpointTracker] = {}
         self._drain_start_s: dict[str, float] = {}
@@ -79,6 +84,8 @@ class Board:
     ) -> bool:
         """Takes a router's report in; False if it is out of date; see `Aggregator.take`."""
         taken = self.aggregator.take(report, stream, monitor_id)
+        if taken:
+            self.ratings.take(report)
         self._dirty = self._dirty or taken
         return taken
 
@@ -106,6 +113,13 @@ class Board:
         if targets != self._targets:
             self._targets = targets
             self._dirty = True
+
+    def use_ratings(self, table: RatingTable, counted: Mapping[Process, RatingTable]) -> None:
+        """Goes on from what another monitor kept; what routers told here since is added."""
+        self.ratings.adopt(table, counted)
+        for report in self.aggregator.reports:
+            self.ratings.take(report)
+        self._dirty = True
 
     def targets_in_force(self) -> tuple[TargetOverride, ...]:
         """Returns the targets that take the place of the settings now."""
@@ -138,6 +152,7 @@ class Board:
             arrival_rate_long_rps=self.aggregator.arrival_rate_long_rps,
             topology_version=self._topology.version,
             targets=self.targets_in_force(),
+            ratings=self.ratings.table,
         )
 
     def _follow_topology(self) -> None:

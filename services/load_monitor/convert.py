@@ -22,6 +22,12 @@ from services.common.checks import (
 from services.common.convert import PROTOCOL_OF_MESSAGE, endpoint_of_message
 from services.common.latency_buckets import BUCKET_COUNT
 from services.common.mesh_settings import MOST_TARGET
+from services.load_monitor.convert_ratings import (
+    LONGEST_ROUTER_ID,
+    MOST_TOLD,
+    MOST_TOLD_TASKS,
+    table_from_message,
+)
 from services.load_monitor.loads import (
     KINDS,
     NO_ORDER,
@@ -47,7 +53,6 @@ from tiercel.load_monitor.v1 import load_monitor_service_pb2 as service_pb2
 from tiercel.load_monitor.v1 import minutes_pb2
 from tiercel.load_monitor.v1 import system_state_pb2 as state_pb2
 
-_LONGEST_ROUTER_ID = 128
 _LONGEST_PROBLEM = 64
 _LONGEST_DETAIL = 200
 _SIGNED_SUMS = ("value_gain", "value_sum", "control_value_sum", "effect_total")
@@ -57,7 +62,6 @@ _LONGEST_MODEL = 128
 _WORD = re.compile(r"[A-Za-z0-9_.-]*")
 _MOST_TIERS = 64
 _MOST_TASKS = 1_000
-_MOST_TOLD_TASKS = 64
 _MOST_PRESSURE = 100.0
 _MOST_PROFILES = 32
 _MOST_PROFILE_ERRORS = 100
@@ -109,10 +113,11 @@ def report_from_message(
     # What this version does not know would be handed on to every router.
     load.DiscardUnknownFields()  # type: ignore[attr-defined]
     _check_report(bad, load)
+    rated = table_from_message(bad, "task_ratings", load.task_ratings, MOST_TOLD_TASKS, MOST_TOLD)
     age_s = bad.duration("age", load.age, 0.0, LONGEST_AGE_S)
     loads = _loads(bad, load, told, known)
     bad.raise_if_any()
-    latencies, outcomes_told, profiles = told_tasks
+    latencies, outcomes_told, profiles, ratings, table = told_tasks
     if load.task_latencies:
         told_now = state_pb2.RouterLoad(task_latencies=load.task_latencies)
         latencies = told_now.SerializeToString()
@@ -121,9 +126,12 @@ def report_from_message(
         outcomes_told = told_now.SerializeToString()
     if load.profiles:
         profiles = state_pb2.RouterLoad(profiles=load.profiles).SerializeToString()
+    if load.task_ratings:
+        table = rated
+        ratings = state_pb2.RouterLoad(task_ratings=load.task_ratings).SerializeToString()
     for field in ("loads", "candidates", "packed_loads", "age"):
         load.ClearField(field)
-    for often in ("task_latencies", "task_outcomes", "profiles"):
+    for often in ("task_latencies", "task_outcomes", "profiles", "task_ratings"):
         load.ClearField(often)
     tells_long = load.HasField("arrival_rate_long_rps")
     report = RouterReport(
@@ -133,8 +141,8 @@ def report_from_message(
         arrival_rate_rps=load.arrival_rate_rps,
         loads=loads,
         # Messages that stand one after the other are one message.
-        encoded=load.SerializeToString() + latencies + outcomes_told + profiles,
-        tasks=ToldTasks(latencies, outcomes_told, profiles),
+        encoded=load.SerializeToString() + latencies + outcomes_told + profiles + ratings,
+        tasks=ToldTasks(latencies, outcomes_told, profiles, ratings, table),
         arrival_rate_long_rps=load.arrival_rate_long_rps if tells_long else None,
         age_s=age_s,
     )
@@ -145,7 +153,7 @@ def report_from_message(
 
 def _check_report(bad: Checks, load: state_pb2.RouterLoad) -> None:
     """Checks all of a report but its age and what it says of candidates."""
-    bad.text("router_id", load.router_id, _LONGEST_ROUTER_ID, 1)
+    bad.text("router_id", load.router_id, LONGEST_ROUTER_ID, 1)
     bad.count("epoch", load.epoch, _LARGEST_INT64, 1)
     bad.count("sequence", load.sequence, _LARGEST_INT64, 1)
     bad.moment("report_time", load.report_time)
@@ -168,11 +176,11 @@ def _check_report(bad: Checks, load: state_pb2.RouterLoad) -> None:
         for index, task in enumerate(load.task_attainments):
             _check_attainment(bad, f"task_attainments[{index}]", task)
     bad.number("target_pressure", load.target_pressure, 0.0, _MOST_PRESSURE)
-    if bad.items("task_latencies", load.task_latencies, _MOST_TOLD_TASKS):
+    if bad.items("task_latencies", load.task_latencies, MOST_TOLD_TASKS):
         for index, latency in enumerate(load.task_latencies):
             bad.name(f"task_latencies[{index}].task", latency.task)
             check_latency(bad, f"task_latencies[{index}]", latency)
-    if bad.items("task_outcomes", load.task_outcomes, _MOST_TOLD_TASKS):
+    if bad.items("task_outcomes", load.task_outcomes, MOST_TOLD_TASKS):
         for index, outcomes in enumerate(load.task_outcomes):
             check_outcomes(bad, f"task_outcomes[{index}]", outcomes, _MOST_TIERS)
             _check_token_outcomes(bad, f"task_outcomes[{index}].token_outcomes", outcomes)
@@ -438,7 +446,7 @@ def watcher_of(request: service_pb2.WatchSystemStateRequest) -> tuple[int, str, 
     """
     bad = Checks()
     bad.count("after_version", request.after_version, _LARGEST_INT64)
-    bad.text("router_id", request.router_id, _LONGEST_ROUTER_ID)
+    bad.text("router_id", request.router_id, LONGEST_ROUTER_ID)
     is_router = bool(request.router_id)
     bad.count("epoch", request.epoch, _LARGEST_INT64 if is_router else 0, int(is_router))
     bad.raise_if_any()

@@ -11,6 +11,7 @@ from services.common.convert import endpoint_of_message, message_of_endpoint
 from services.common.errors import InvalidArgumentError
 from services.common.times import duration_of, seconds_of, set_duration, timestamp_of
 from services.load_monitor.convert import FLOAT32, PACKED_FIELDS, report_from_message
+from services.load_monitor.convert_ratings import messages_of_table, readable
 from services.load_monitor.convert_targets import message_of_targets
 from services.load_monitor.loads import KINDS, NO_ORDER, Candidate, CandidateOrder, Loads, Triple
 from services.load_monitor.model import (
@@ -102,6 +103,7 @@ def read_picture(payload: bytes, known: CandidateOrder) -> tuple[Picture, bool]:
         arrival_rate_short_rps=state.arrival_rate_short_rps,
         arrival_rate_long_rps=state.arrival_rate_long_rps,
         topology_version=state.topology_version,
+        ratings=readable(state.task_ratings),
     )
     return picture, bool(state.candidates)
 
@@ -150,6 +152,7 @@ def _without_routers(picture: Picture) -> state_pb2.SystemState:
         arrival_rate_long_rps=picture.arrival_rate_long_rps,
         topology_version=picture.topology_version,
         endpoints=[_endpoint_state(view) for view in picture.endpoints],
+        task_ratings=messages_of_table(picture.ratings),
     )
 
 

@@ -26,6 +26,7 @@ from services.load_monitor.convert_state import (
 )
 from services.load_monitor.loads import NO_ORDER
 from services.load_monitor.model import Picture, RouterReport
+from services.load_monitor.shared_ratings import SharedRatings
 from services.load_monitor.shared_targets import SharedTargets
 from services.load_monitor.shared_topology import SharedTopology
 from services.load_monitor.targets import TargetOverride
@@ -57,6 +58,7 @@ class Coordinator:
         is_alone: True if no other monitor reads the store: it keeps the endpoint list alone.
         topology: The endpoint list in it.
         targets: The targets in it.
+        ratings: What clients said of answers, in it.
         board: This monitor's picture.
         broadcast: Where a follower puts the leader's states.
         versions: Numbers of this monitor's states.
@@ -75,6 +77,7 @@ class Coordinator:
         is_alone: bool,
         topology: SharedTopology,
         targets: SharedTargets,
+        ratings: SharedRatings,
         board: Board,
         broadcast: Broadcast,
         versions: Versions,
@@ -90,6 +93,7 @@ class Coordinator:
         self._is_alone = is_alone
         self._topology = topology
         self._targets = targets
+        self._ratings = ratings
         self._board = board
         self._broadcast = broadcast
         self._versions = versions
@@ -140,6 +144,7 @@ class Coordinator:
                 await self._follow()
             await self._topology.sync(leads=self._role is Role.LEADER)
             await self._targets.sync()
+            await self._ratings.sync(leads=self._role is Role.LEADER)
         except StateUnavailableError as error:
             self._lost(error)
             return False
@@ -183,6 +188,7 @@ class Coordinator:
         if self._role is not Role.LEADER:
             return
         try:
+            await self._ratings.save()
             await self._store.release_lease(LEASE_NAME, self._process_id)
         except StateUnavailableError as error:
             self._log.warning("lease_not_released", reason=str(error))

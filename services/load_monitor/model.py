@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
 from router.fleet import EndpointSpec
+from router.quality import Rating
 from services.load_monitor.loads import KINDS, CandidateOrder, Loads, RouterLoads
 from services.load_monitor.targets import TargetOverride
 
@@ -90,6 +91,13 @@ class EndpointView:
     reason: str
 
 
+RatedTier = tuple[str, str]
+"""Task and tier."""
+RatingTable = Mapping[RatedTier, Rating]
+"""Never changed: another table is another object."""
+NO_RATINGS: RatingTable = {}
+
+
 class ToldTasks(NamedTuple):
     """What a router tells about once a second, encoded, as the stream told it last.
 
@@ -97,11 +105,15 @@ class ToldTasks(NamedTuple):
         latencies: When answers of tasks came.
         outcomes: How requests of tasks ended, since the router started.
         profiles: Its latency profiles, with age and error.
+        ratings: What clients said of answers, since the router started.
+        table: That, read.
     """
 
     latencies: bytes = b""
     outcomes: bytes = b""
     profiles: bytes = b""
+    ratings: bytes = b""
+    table: RatingTable = NO_RATINGS
 
 
 NOTHING_TOLD = ToldTasks()
@@ -187,6 +199,7 @@ class Picture:
         arrival_rate_long_rps: Same over about 10 seconds.
         topology_version: Number of the endpoint list.
         targets: Those set while the mesh runs, by name of the task.
+        ratings: What clients said of answers everywhere.
     """
 
     version: int
@@ -198,6 +211,7 @@ class Picture:
     arrival_rate_long_rps: float
     topology_version: int
     targets: tuple[TargetOverride, ...] = ()
+    ratings: RatingTable = field(default_factory=dict)
 
     @property
     def routers(self) -> tuple[RouterReport, ...]:

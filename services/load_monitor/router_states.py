@@ -10,14 +10,18 @@ from typing import NamedTuple
 
 from services.common.convert import message_of_endpoint
 from services.common.times import duration_of
+from services.load_monitor.convert_ratings import messages_of_table
 from services.load_monitor.convert_state import HEALTH_TO_MESSAGE, packed_loads
 from services.load_monitor.convert_targets import message_of_targets
 from services.load_monitor.loads import NO_ORDER, CandidateOrder
-from services.load_monitor.model import EndpointView, Picture
+from services.load_monitor.model import NO_RATINGS, EndpointView, Picture, RatingTable
 from services.load_monitor.others import OthersSums
 from services.load_monitor.shares import Shares
 from services.load_monitor.targets import TargetOverride
 from tiercel.load_monitor.v1 import system_state_pb2 as state_pb2
+
+RATINGS_S = 1.0
+"""Least time between two states with ratings, as a rule: routers tell theirs as often."""
 
 _Endpoints = tuple[state_pb2.EndpointState, ...]
 
@@ -41,6 +45,9 @@ class Watcher:
         order: Of that list's candidates.
         endpoints: The endpoints as it was told them.
         targets: The targets as it was told them; None: not yet.
+        ratings: The mesh's ratings as it was told them, and those of its own in them; None for
+            these: none of its reports was counted.
+        ratings_wall_ns: When the state was published that told them, nanoseconds since 1970.
     """
 
     router_id: str
@@ -49,6 +56,8 @@ class Watcher:
     order: CandidateOrder = NO_ORDER
     endpoints: _Endpoints = ()
     targets: tuple[TargetOverride, ...] | None = None
+    ratings: tuple[RatingTable, RatingTable | None] = (NO_RATINGS, None)
+    ratings_wall_ns: int = 0
 
 
 class RouterStates:
@@ -85,6 +94,7 @@ class RouterStates:
         own = picture.loads.own(watcher.router_id, watcher.epoch)
         if own is not None:
             load_LC = load_LC - own[1]
+        ratings = _ratings_for(watcher, picture, None if own is None else own[0].tasks.table)
         home = None
         if own is not None:
             share = self._shares.of(picture)[watcher.router_id]
@@ -103,6 +113,7 @@ class RouterStates:
             home=home,
             others_age=None if others.age_s is None else duration_of(others.age_s),
             others_arrival_rate_long_rps=others.rate_long_rps,
+            ratings=ratings,
         )
 
     def _endpoints_of(self, picture: Picture) -> _Endpoints:
@@ -145,6 +156,23 @@ class RouterStates:
             known = {id(message) for message in told}
             self._changed = tuple(message for message in now if id(message) not in known)
         return self._changed
+
+
+def _ratings_for(
+    watcher: Watcher, picture: Picture, own: RatingTable | None
+) -> state_pb2.MeshRatings | None:
+    """Returns what a router is told of ratings, and notes that it was; None if it is told none."""
+    told_own = watcher.ratings[1]
+    is_soon = abs(picture.publish_wall_ns - watcher.ratings_wall_ns) < RATINGS_S * 1e9
+    if is_soon and (own is None) == (told_own is None):
+        return None
+    now = picture.ratings, own
+    if now == watcher.ratings or not picture.ratings:
+        return None
+    watcher.ratings, watcher.ratings_wall_ns = now, picture.publish_wall_ns
+    return state_pb2.MeshRatings(
+        tasks=messages_of_table(picture.ratings), own_tasks=messages_of_table(own or NO_RATINGS)
+    )
 
 
 def _same(one: _Endpoints, other: _Endpoints) -> bool:

@@ -325,6 +325,7 @@ class RouterInference:
                 slot=core.slot,
                 trial=core.trial,
                 watch=core.watch,
+                quality=core.quality,
                 notes=core.notes,
                 clock=clock,
                 log=log,

@@ -182,6 +182,7 @@ def build_core(env: Surroundings) -> Core:
         catalog=catalog,
         is_on=own.learn_quality,
         fleet=view.fleet,
+        counts=counts,
         metrics=env.metrics,
         clock=clock,
         log=env.log,

@@ -48,6 +48,18 @@ async def test_targets_are_saved_only_over_the_expected_version(store: SharedSta
     assert await store.load_topology() == (7, b"list")
 
 
+async def test_ratings_are_saved_only_over_the_expected_version(store: SharedState) -> None:
+    """And can be taken out of the way; the state beside them stays."""
+    assert await store.load_ratings() is None
+    await store.save_ratings(b"one", 1, expected_version=0)
+    with pytest.raises(VersionMismatchError):
+        await store.save_ratings(b"other", 1, expected_version=0)
+    assert await store.load_ratings() == (1, b"one")
+    assert await store.load_system_state() is None
+    await store.set_aside_ratings()
+    assert await store.load_ratings() is None
+
+
 async def test_reports_of_other_monitors_are_taken_once(store: SharedState) -> None:
     """The newest of each monitor is handed over, then forgotten."""
     assert await store.take_peer_reports() == []

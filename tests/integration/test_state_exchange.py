@@ -440,6 +440,7 @@ async def linked(rig: Rig, address: str) -> AsyncIterator[None]:
             slot=rig.core.slot,
             trial=rig.core.trial,
             watch=rig.core.watch,
+            quality=rig.core.quality,
             notes=rig.core.notes,
             clock=rig.clock,
             log=LOG,

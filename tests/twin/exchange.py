@@ -90,6 +90,8 @@ class Exchange:
             target_pressure=core.hold.pressure(),
             trial=None,
             watch=None,
+            learns_quality=False,
+            ratings={},
             loads=LoadWriter(),
             packs=True,
             now_s=clock.monotonic_s(),

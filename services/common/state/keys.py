@@ -3,6 +3,8 @@
 | key | type | bound |
 |---|---|---|
 | `tiercel:v1:system_state:current` | hash version, payload | SYSTEM_STATE_TTL_S |
+| `tiercel:v1:system_state:ratings` | hash version, payload | one entry, outlives every process |
+| `tiercel:v1:system_state:set_aside` | ratings that could not be read | SET_ASIDE_TTL_S |
 | `tiercel:v1:peer_reports:all` | hash monitor -> router reports | PEER_REPORTS_TTL_S |
 | `tiercel:v1:topology:current` | hash version, payload | one entry, outlives every process |
 | `tiercel:v1:topology:set_aside` | what stood there and could not be read | SET_ASIDE_TTL_S |
@@ -43,6 +45,8 @@ DEAD_LETTER_BYTES = 16 * 1024
 """What is kept of one dead letter."""
 
 SYSTEM_STATE = f"{PREFIX}:system_state:current"
+RATINGS = f"{PREFIX}:system_state:ratings"
+RATINGS_SET_ASIDE = f"{PREFIX}:system_state:set_aside"
 PEER_REPORTS = f"{PREFIX}:peer_reports:all"
 TOPOLOGY = f"{PREFIX}:topology:current"
 TOPOLOGY_SET_ASIDE = f"{PREFIX}:topology:set_aside"
@@ -59,6 +63,7 @@ MINUTE_HINDSIGHT = f"{PREFIX}:minutes:hindsight"
 
 TYPES = {
     SYSTEM_STATE: "hash",
+    RATINGS: "hash",
     PEER_REPORTS: "hash",
     TOPOLOGY: "hash",
     TARGETS: "hash",

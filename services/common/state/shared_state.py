@@ -1,4 +1,4 @@
-"""What the monitors share: the newest system state, their reports, endpoints, targets, a lease."""
+"""What monitors share: the newest system state, reports, endpoints, targets, ratings, a lease."""
 
 from __future__ import annotations
 
@@ -64,6 +64,18 @@ class SharedState(Protocol):
 
     async def set_aside_targets(self) -> None:
         """Takes targets that cannot be read out of the way and keeps them for a while."""
+        ...
+
+    async def save_ratings(self, payload: bytes, version: int, expected_version: int) -> None:
+        """Stores what clients said of answers; raises as `save_topology` does."""
+        ...
+
+    async def load_ratings(self) -> tuple[int, bytes] | None:
+        """Returns version and ratings, None if there are none; raises as `load_topology` does."""
+        ...
+
+    async def set_aside_ratings(self) -> None:
+        """Takes ratings that cannot be read out of the way and keeps them for a while."""
         ...
 
     async def acquire_lease(self, name: str, owner: str, ttl_s: float) -> bool:
@@ -144,6 +156,18 @@ class RedisSharedState:
         """Renames the key."""
         await self._take_away(keys.TARGETS, keys.TARGETS_SET_ASIDE)
 
+    async def save_ratings(self, payload: bytes, version: int, expected_version: int) -> None:
+        """Stores the ratings; VersionMismatchError if another version is there."""
+        await self._save(keys.RATINGS, payload, version, expected_version)
+
+    async def load_ratings(self) -> tuple[int, bytes] | None:
+        """Returns version and ratings."""
+        return await self._load(keys.RATINGS)
+
+    async def set_aside_ratings(self) -> None:
+        """Renames the key."""
+        await self._take_away(keys.RATINGS, keys.RATINGS_SET_ASIDE)
+
     async def _save(self, key: str, payload: bytes, version: int, expected_version: int) -> None:
         arguments = (version, payload, expected_version)
         found = int(await self._call(lambda: self._save_version([key], arguments)))
@@ -190,6 +214,7 @@ class MemorySharedState:
         self._state: tuple[int, bytes] | None = None
         self._topology: tuple[int, bytes] | None = None
         self._targets: tuple[int, bytes] | None = None
+        self._ratings: tuple[int, bytes] | None = None
         self._peer_reports: dict[str, bytes] = {}
         self._leases: dict[str, tuple[str, float]] = {}
 
@@ -239,6 +264,19 @@ class MemorySharedState:
     async def set_aside_targets(self) -> None:
         """Forgets the targets."""
         self._targets = None
+
+    async def save_ratings(self, payload: bytes, version: int, expected_version: int) -> None:
+        """Stores the ratings."""
+        _check_version(keys.RATINGS, self._ratings, expected_version)
+        self._ratings = (version, payload)
+
+    async def load_ratings(self) -> tuple[int, bytes] | None:
+        """Returns the ratings."""
+        return self._ratings
+
+    async def set_aside_ratings(self) -> None:
+        """Forgets the ratings."""
+        self._ratings = None
 
     async def acquire_lease(self, name: str, owner: str, ttl_s: float) -> bool:
         """Takes or extends a lease."""

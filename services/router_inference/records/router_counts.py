@@ -8,6 +8,7 @@ from dataclasses import fields
 import numpy as np
 from numpy.typing import NDArray
 
+from router.quality import Ratings
 from services.common.latency_buckets import BUCKET_COUNT
 from services.router_inference.records.accounts import (
     PRIORITIES,
@@ -24,6 +25,7 @@ MOST_TASKS = 64
 """Tasks of which workers tell each other; their numbers may grow while a router serves."""
 _LATENCY_WIDTH = BUCKET_COUNT + 1
 _PRIORITY_WIDTH = len(PRIORITIES) * len(TASK_ENDS)
+_RATING_WIDTH = len(Ratings._fields)
 _OFFERED, _FAILED = _NAMES.index("offered"), _NAMES.index("failed")
 
 
@@ -45,6 +47,7 @@ class RouterCounts:
         """Names of the mesh's tasks; all workers have them in one order."""
         self._siblings = siblings
         self._latencies = np.zeros((MOST_TASKS, _LATENCY_WIDTH))
+        self._ratings = np.zeros((_RATING_WIDTH, MOST_TASKS, len(tiers)))
 
     @property
     def of_conversations(self) -> Mapping[str, int]:
@@ -68,7 +71,7 @@ class RouterCounts:
         row[len(values) : len(values) + len(by_task)] = by_task
         start = _latency_start(self.tiers)
         row[start - _PRIORITY_WIDTH : start] = own.by_priority().ravel()
-        row[start:] = self._latencies.ravel()
+        row[start:] = np.concatenate((self._latencies.ravel(), self._ratings.ravel()))
         self._siblings.show_counts(row)
 
     def read(self) -> tuple[Counts, Mapping[str, Counts]]:
@@ -108,9 +111,29 @@ class RouterCounts:
         counts = self._latencies
         if not self._siblings.is_alone:
             self.show()
-            shared = self._siblings.all_counts()[_latency_start(self.tiers) :]
+            start = _latency_start(self.tiers)
+            shared = self._siblings.all_counts()[start : _rating_start(self.tiers)]
             counts = shared.reshape(-1, _LATENCY_WIDTH)
         return counts[: len(self.tasks)].copy()
+
+    def rate(self, task: int, tier: int, score: float) -> None:
+        """Counts what a client says of an answer, 0 to 1; not beyond the first tasks."""
+        if task < MOST_TASKS:
+            self._ratings[:, task, tier] += 1.0, score, score * score
+
+    def ratings(self) -> Ratings:
+        """Returns what clients said to the router since it started, of the first tasks, [K, T].
+
+        Plain means, which forget nothing.
+        """
+        sums = self._ratings
+        if not self._siblings.is_alone:
+            self.show()
+            shared = self._siblings.all_counts()[_rating_start(self.tiers) :]
+            sums = shared.reshape(sums.shape)
+        count_KT, total_KT, square_KT = sums[:, : len(self.tasks)]
+        share_KT = 1.0 / np.maximum(count_KT, 1.0)
+        return Ratings(count_KT.copy(), share_KT * total_KT, share_KT * square_KT)
 
     def _read_latencies(self) -> None:
         tasks = self.tasks[:MOST_TASKS]
@@ -125,6 +148,10 @@ class RouterCounts:
 
 def counts_width(tiers: Sequence[str]) -> int:
     """Returns how many numbers a worker's counts are."""
+    return _rating_start(tiers) + _RATING_WIDTH * MOST_TASKS * len(tiers)
+
+
+def _rating_start(tiers: Sequence[str]) -> int:
     return _latency_start(tiers) + MOST_TASKS * _LATENCY_WIDTH
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from router.home import WHOLE, Share
 from router.profile_error import briefest
+from router.quality import Rating
 from router.types import Task
 from router.watch import REQUESTS, Figures, WatchReport
 from services.common import slo_kinds
@@ -34,6 +35,7 @@ from services.router_inference.view.profiles import ProfileStatus
 from services.router_inference.view.seen import (
     REASON_DRAINING,
     SeenEndpoint,
+    SeenRatings,
     SeenState,
     SeenTarget,
 )
@@ -47,6 +49,7 @@ Candidate = tuple[str, str]
 _MOST_MESH_RPS = 1e15
 _MOST_LOAD = 1e18
 _LONGEST_AGE_S = 3_600.0
+_MOST_RATINGS = 2**53
 _PACKED_FIELDS = (
     "in_flight_counts",
     "waiting_prompt_token_counts",
@@ -126,6 +129,7 @@ class StateReader:
             home=_home(message.home) if message.HasField("home") else WHOLE,
             others_age_s=_age(message.others_age),
             others_long_rps=_rate(long_rps) if tells_long else None,
+            ratings=_seen_ratings(message) if message.HasField("ratings") else None,
         )
 
     def _read_whole(self, message: system_state_pb2.SystemState) -> SeenState:
@@ -188,6 +192,23 @@ def _home(message: system_state_pb2.HomeShare) -> Share:
     """Returns a stretch, everything for what is none; NaN lies nowhere."""
     is_stretch = 0.0 <= message.start <= message.end <= 1.0
     return Share(message.start, message.end) if is_stretch else WHOLE
+
+
+def _seen_ratings(message: system_state_pb2.OtherRoutersState) -> SeenRatings:
+    told = message.ratings
+    return SeenRatings(_cells(told.tasks), _cells(told.own_tasks), bool(message.own_sequence))
+
+
+def _cells(tasks: Iterable[system_state_pb2.TaskRatings]) -> dict[tuple[str, str], Rating]:
+    """Returns ratings by task and tier; what can be none is left out, NaN lies nowhere."""
+    return {
+        (task.task, each.tier): Rating(each.rating_count, each.mean, each.mean_square)
+        for task in tasks
+        for each in task.tiers
+        if 0 < each.rating_count <= _MOST_RATINGS
+        and 0.0 <= each.mean <= 1.0
+        and 0.0 <= each.mean_square <= 1.0
+    }
 
 
 def _targets(message: system_state_pb2.TargetOverrides) -> tuple[SeenTarget, ...]:
@@ -293,6 +314,8 @@ def router_load(
     target_pressure: float,
     trial: TrialTold | None,
     watch: WatchReport | None,
+    learns_quality: bool,
+    ratings: Mapping[tuple[str, str], Rating],
     loads: LoadWriter,
     packs: bool,
     now_s: float,
@@ -317,6 +340,7 @@ def router_load(
         policy_refusal=policy_refusal,
         outcomes=_counts(whole),
         target_pressure=target_pressure,
+        learns_quality=learns_quality,
     )
     if trial is not None:
         message.trial.CopyFrom(trial_report(trial))
@@ -340,6 +364,7 @@ def router_load(
     if tells_tasks:
         _write_outcomes(message, counts)
         _write_profiles(message, view.fleet.errors.read(now_s))
+    _write_ratings(message, ratings)
     for known in catalog.tasks:
         if known.name in latencies:
             _write_latency(message.task_latencies.add(), known, latencies[known.name])
@@ -400,6 +425,18 @@ def _write_profiles(
         briefly = replace(status, errors=briefest(status.errors)[:left])
         left -= len(briefly.errors)
         message.profiles.append(profile_state(briefly))
+
+
+def _write_ratings(
+    message: system_state_pb2.RouterLoad, told: Mapping[tuple[str, str], Rating]
+) -> None:
+    by_task: dict[str, system_state_pb2.TaskRatings] = {}
+    for (task, tier), rating in told.items():
+        if task not in by_task:
+            by_task[task] = message.task_ratings.add(task=task)
+        by_task[task].tiers.add(
+            tier=tier, rating_count=rating.answers, mean=rating.mean, mean_square=rating.square
+        )
 
 
 def profile_state(status: ProfileStatus) -> common_pb2.ProfileState:

@@ -26,6 +26,7 @@ from services.router_inference.reconnect import END_OF_STREAM, reconnecting
 from services.router_inference.records.attainment import Attainments
 from services.router_inference.records.router_counts import RouterCounts
 from services.router_inference.view.convert import LoadWriter, StateReader, router_load
+from services.router_inference.view.quality import LearnedQuality
 from services.router_inference.view.view import View
 from services.router_inference.workers.siblings import NoSiblings
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as monitor_pb2
@@ -61,6 +62,7 @@ class MonitorLink:
         slot: PolicySlot,
         trial: Trial,
         watch: PolicyWatch,
+        quality: LearnedQuality,
         notes: HealthNotes,
         clock: Clock,
         log: Logger,
@@ -81,6 +83,7 @@ class MonitorLink:
         self._slot = slot
         self._trial = trial
         self._watch = watch
+        self._quality = quality
         self._notes = notes
         self._clock = clock
         self._log = log
@@ -129,6 +132,8 @@ class MonitorLink:
                 self._view.apply(state, self._clock.monotonic_s())
                 if state.targets is not None:
                     self._targets.apply(state.targets)
+                if state.ratings is not None:
+                    self._quality.take_in(state.ratings)
                 self._notes.set(MONITOR_UNREACHABLE, False)
         finally:
             # The next monitor may be of the last release, and would drop packed loads.
@@ -182,6 +187,8 @@ class MonitorLink:
                 target_pressure=self._hold.pressure(),
                 trial=self._trial.told(),
                 watch=self._watch.told(),
+                learns_quality=self._quality.is_on,
+                ratings=self._quality.told() if tells_tasks else {},
                 loads=loads,
                 packs=self._packs,
                 now_s=now_s,

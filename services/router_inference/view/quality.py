@@ -1,22 +1,32 @@
-"""What feedback says of the tiers, put into the fleet that requests are decided on."""
+"""What feedback says of the tiers, put into the fleet that requests are decided on.
+
+What clients tell this router, and all its workers, goes to the load monitor with its reports. What
+comes back is what the whole mesh was told: to that, this router adds only what of its own is not in
+it yet. Without a monitor it goes by its own alone.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from router.catalog import Catalog
-from router.quality import QualityEstimator
+from router.quality import QualityEstimator, Rating, Ratings, joined, no_ratings, since
 from services.common.clock import Clock
 from services.common.log import Logger
 from services.router_inference.records.metrics import RouterMetrics
+from services.router_inference.records.router_counts import RouterCounts
 from services.router_inference.view.fleet import FleetView
+from services.router_inference.view.seen import SeenRatings
 
 EVERY_S = 10.0
 """Time between two tables."""
 LEAST_CHANGE = 0.002
 """A table in which no quality differs by so much from the one in use is not taken."""
+MOST_TOLD = 256
+"""Tiers of tasks of which the monitor is told; what is said of more stays in this router."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +63,7 @@ class LearnedQuality:
         catalog: Catalog,
         is_on: bool,
         fleet: FleetView,
+        counts: RouterCounts,
         metrics: RouterMetrics,
         clock: Clock,
         log: Logger,
@@ -61,6 +72,11 @@ class LearnedQuality:
         self.version = 0
         self._catalog, self._is_on = catalog, is_on
         self._estimator = QualityEstimator(catalog.quality_KT)
+        self._counts = counts
+        # What is known of the first tasks, and what of the own part is in it.
+        self._known = self._counted = no_ratings(*counts.ratings().answers.shape)
+        self._seen: SeenRatings | None = None
+        self._is_told = False
         self._fleet = fleet
         self._metrics = metrics
         self._clock = clock
@@ -71,8 +87,38 @@ class LearnedQuality:
         if not self._is_on:
             return
         catalog = self._catalog
-        self._estimator.observe(catalog.task_index(task), catalog.tier_index(tier), score)
+        at = catalog.task_index(task), catalog.tier_index(tier)
+        self._counts.rate(*at, score)
+        self._estimator.observe(*at, score)
         self._metrics.quality_reports.labels(task=task, tier=tier).inc()
+
+    @property
+    def is_on(self) -> bool:
+        """Whether it learns."""
+        return self._is_on
+
+    def told(self) -> Mapping[tuple[str, str], Rating]:
+        """Returns what clients said to this router since it started, by task and tier."""
+        if not self._is_on:
+            return {}
+        ratings, catalog = self._counts.ratings(), self._catalog
+        return {
+            (catalog.tasks[k].name, catalog.tiers[t]): Rating(
+                round(ratings.answers[k, t]), float(ratings.mean[k, t]), float(ratings.square[k, t])
+            )
+            for k, t in np.argwhere(ratings.answers)[:MOST_TOLD].tolist()
+        }
+
+    def take_in(self, seen: SeenRatings) -> None:
+        """Takes what clients said everywhere in place of what was known.
+
+        A state that counts none of this router's reports, although there are some, is of a monitor
+        that has not heard of it yet: it would have them counted twice, or not at all.
+        """
+        self._seen = seen
+        if self._is_on and self._use(seen) and not self._is_told:
+            self._is_told = True
+            self.put()
 
     def configure(self, catalog: Catalog, *, is_on: bool) -> Catalog:
         """Takes the catalog of other settings; returns it with what was learned.
@@ -83,9 +129,15 @@ class LearnedQuality:
             self._estimator.follow(catalog.quality_KT)
         else:
             self._estimator = QualityEstimator(catalog.quality_KT)
+            self._counted = self._counts.ratings()
+            self._known = no_ratings(*self._counted.answers.shape)
+            self._is_told = False
             self._metrics.tier_quality.clear()
             self._metrics.tier_quality_error.clear()
+        was_on = self._is_on
         self._catalog, self._is_on = catalog, is_on
+        if is_on and not was_on and self._seen is not None and self._use(self._seen):
+            self._add_own()
         learned_KT = self._estimator.quality_KT.copy()
         is_learned = bool((learned_KT != catalog.quality_KT).any())
         self.version = self.version + 1 if is_learned else 0
@@ -93,6 +145,8 @@ class LearnedQuality:
 
     def put(self) -> None:
         """Puts the estimates into the fleet, from the next decision on, if they have moved."""
+        if self._is_on:
+            self._add_own()
         learned_KT, used_KT = self._estimator.quality_KT, self._fleet.catalog.quality_KT
         if not self._is_on or np.abs(learned_KT - used_KT).max(initial=0.0) < LEAST_CHANGE:
             return
@@ -123,8 +177,41 @@ class LearnedQuality:
             for k, t in np.argwhere(estimator.report_count_KT).tolist()
         ]
 
+    def _use(self, seen: SeenRatings) -> bool:
+        """Goes on from what the mesh knows, if this router's part of it is known."""
+        if not seen.counts_own and self._counts.ratings().answers.any():
+            return False
+        self._known, self._counted = self._table(seen.mesh), self._table(seen.own)
+        return True
+
+    def _add_own(self) -> None:
+        """Adds to what is known what clients have said to this router, and its workers, since."""
+        own = self._counts.ratings()
+        shape = own.answers.shape
+        self._known = joined(_grown(self._known, shape), since(_grown(self._counted, shape), own))
+        self._counted = own
+        self._estimator.hear(self._known)
+
+    def _table(self, cells: Mapping[tuple[str, str], Rating]) -> Ratings:
+        """Returns cells by name as arrays, [K, T]; those that the settings do not have are left."""
+        catalog = self._catalog
+        found = no_ratings(*self._counts.ratings().answers.shape)
+        task_at = {task.name: k for k, task in enumerate(catalog.tasks[: len(found.answers)])}
+        tier_at = {tier: t for t, tier in enumerate(catalog.tiers)}
+        for (task, tier), rating in cells.items():
+            if task in task_at and tier in tier_at:
+                for array, value in zip(found, rating, strict=True):
+                    array[task_at[task], tier_at[tier]] = value
+        return found
+
     def _show(self) -> None:
         for each in self.read():
             at = {"task": each.task, "tier": each.tier}
             self._metrics.tier_quality.labels(**at).set(each.quality)
             self._metrics.tier_quality_error.labels(**at).set(each.error)
+
+
+def _grown(ratings: Ratings, shape: tuple[int, ...]) -> Ratings:
+    """Returns ratings with rows for tasks that have come since."""
+    added = shape[0] - len(ratings.answers)
+    return Ratings(*(np.pad(each, ((0, added), (0, 0))) for each in ratings)) if added else ratings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from router.fleet import EndpointSpec
 from router.home import WHOLE, Share
+from router.quality import Rating
 
 REASON_DRAINING = "DRAINING"
 
@@ -50,6 +52,21 @@ class SeenTarget:
 
 
 @dataclass(frozen=True, slots=True)
+class SeenRatings:
+    """What clients said of answers, by task and tier.
+
+    Attributes:
+        mesh: everywhere in the mesh.
+        own: those among them that this router reported, as it did.
+        counts_own: whether any report of this router is in the state that told.
+    """
+
+    mesh: Mapping[tuple[str, str], Rating]
+    own: Mapping[tuple[str, str], Rating]
+    counts_own: bool
+
+
+@dataclass(frozen=True, slots=True)
 class SeenState:
     """The system state without this router's own part.
 
@@ -65,6 +82,7 @@ class SeenState:
         home: this router's stretch of the devices of each kind.
         others_age_s: how old all that is of the other routers was when the state came, seconds.
         others_long_rps: the other routers' arrivals per second over about 10 s; None if not told.
+        ratings: what clients said of answers; None = as told before.
     """
 
     topology_version: int
@@ -78,3 +96,4 @@ class SeenState:
     home: Share = WHOLE
     others_age_s: float = 0.0
     others_long_rps: float | None = None
+    ratings: SeenRatings | None = None

@@ -28,6 +28,7 @@ from services.load_monitor.model import (
 )
 from services.load_monitor.prober import Prober, ProbeTimes
 from services.load_monitor.publisher import Publisher
+from services.load_monitor.shared_ratings import SharedRatings
 from services.load_monitor.shared_targets import SharedTargets
 from services.load_monitor.shared_topology import SharedTopology
 from services.load_monitor.topology import Topology
@@ -100,6 +101,7 @@ class Monitor:
                 refusal=refused_if_evil,
             ),
             targets=SharedTargets(store=store, board=self.board, clock=clock, log=LOG),
+            ratings=SharedRatings(store=store, board=self.board, clock=clock, log=LOG),
             board=self.board,
             broadcast=self.broadcast,
             versions=self.versions,

@@ -81,6 +81,17 @@ def latency_of(**fields: Any) -> pb.RouterLoad:
     return load_of(task_latencies=[pb.TaskLatency(**({"task": "a"} | fields))])
 
 
+def ratings_of(*tiers: Any, task: str = "a") -> pb.RouterLoad:
+    """Returns a report of what clients said of the answers of tiers, on one task."""
+    return load_of(task_ratings=[pb.TaskRatings(task=task, tiers=tiers)])
+
+
+def rated(**fields: Any) -> pb.TierRatings:
+    """Returns what clients said of the answers of a tier."""
+    whole: dict[str, Any] = {"tier": "s", "rating_count": 2, "mean": 0.5, "mean_square": 0.25}
+    return pb.TierRatings(**(whole | fields))
+
+
 def entry(**fields: Any) -> pb.CandidateLoad:
     """Returns the load of one candidate."""
     return pb.CandidateLoad(**({"candidate": CANDIDATE} | fields))
@@ -220,6 +231,21 @@ def off_by(error: float, count: int = 1, **fields: Any) -> common_pb2.ProfileSta
             load_of(profiles=[off_by(0.0, compared_count=-1)]),
             "load.profiles[0].errors[0].compared_count",
         ),
+        (load_of(task_ratings=[pb.TaskRatings(task="a")] * 65), "load.task_ratings"),
+        (ratings_of(*[rated()] * 257), "load.task_ratings"),
+        (ratings_of(rated(), task="A"), "load.task_ratings[0].task"),
+        (
+            load_of(task_ratings=[pb.TaskRatings(task="a")] * 2),
+            "load.task_ratings[1].task",
+        ),
+        (ratings_of(rated(), rated()), "load.task_ratings[0].tiers[1].tier"),
+        (ratings_of(rated(tier="")), "load.task_ratings[0].tiers[0].tier"),
+        (ratings_of(rated(rating_count=0)), "load.task_ratings[0].tiers[0].rating_count"),
+        (ratings_of(rated(rating_count=_MOST)), "load.task_ratings[0].tiers[0].rating_count"),
+        (ratings_of(rated(mean=math.nan)), "load.task_ratings[0].tiers[0].mean"),
+        (ratings_of(rated(mean=1.1)), "load.task_ratings[0].tiers[0].mean"),
+        (ratings_of(rated(mean_square=math.inf)), "load.task_ratings[0].tiers[0].mean_square"),
+        (ratings_of(rated(mean_square=-0.1)), "load.task_ratings[0].tiers[0].mean_square"),
         (load_of(loads=[pb.CandidateLoad()] * 10_001), "load.loads"),
         (load_of(loads=[pb.CandidateLoad()]), "load.loads[0].candidate.tier"),
         (load_of(loads=[entry(in_flight_count=2**31 - 1)]), "load.loads[0].in_flight_count"),
@@ -308,6 +334,16 @@ def test_profiles_that_a_report_leaves_out_are_as_the_stream_told_last() -> None
     second = convert.report_from_message(load_of(sequence=2), told_tasks=first.tasks)
     whole = pb.RouterLoad.FromString(second.encoded)
     assert [(each.profile, each.errors[0].error) for each in whole.profiles] == [("p", -0.25)]
+
+
+def test_ratings_that_a_report_leaves_out_are_as_the_stream_told_last() -> None:
+    """They are not read anew then, and other monitors read them as they came."""
+    first = convert.report_from_message(ratings_of(rated()))
+    assert first.tasks.table == {("a", "s"): (2, 0.5, 0.25)}
+    second = convert.report_from_message(load_of(sequence=2), told_tasks=first.tasks)
+    assert second.tasks.table is first.tasks.table
+    (read,), *_ = read_reports(stored_reports([second], NO_ORDER, by_name=False), NO_ORDER)
+    assert replace(read, loads=second.loads) == second
 
 
 def test_an_order_is_told_once() -> None:

@@ -7,9 +7,18 @@ from dataclasses import replace
 import numpy as np
 
 from router.fleet import EndpointSpec
+from router.quality import Rating
 from services.common.times import seconds_of
 from services.load_monitor.loads import RouterLoads
-from services.load_monitor.model import EndpointView, Health, Picture, TierGauge
+from services.load_monitor.model import (
+    EndpointView,
+    Health,
+    Picture,
+    RatingTable,
+    RouterReport,
+    TierGauge,
+    ToldTasks,
+)
 from services.load_monitor.router_states import RouterStates, Watcher
 from services.load_monitor.targets import TargetOverride
 from tests.unit.services.load_monitor.rig import endpoint, picture, report
@@ -121,3 +130,29 @@ def test_a_router_is_told_its_home_once_it_has_reported() -> None:
     assert (first.home.start, first.home.end) == (0.0, second.home.start)
     assert second.home.end == 1.0
     assert not third.HasField("home")
+
+
+def test_ratings_are_told_where_they_changed_about_once_a_second() -> None:
+    """And at once to a router whose reports begin to be counted: its own are among them then."""
+    states, watcher = RouterStates(), Watcher("r1", 1)
+    tables = [{("copa", "small"): Rating(answers, 0.5, 0.3)} for answers in (1, 2, 3)]
+    reports = [replace(report("r1", at), tasks=ToldTasks(table=tables[0])) for at in (1, 2, 3)]
+    empty = picture(1, (view(endpoint("e1")),))
+    assert not states.state_for(watcher, empty).HasField("ratings")
+
+    def sent(after_s: float, table: RatingTable, own: RouterReport | None) -> list[int] | None:
+        told = picture(2, empty.endpoints, () if own is None else (own,))
+        stamp = empty.publish_wall_ns + round(after_s * 1e9)
+        state = states.state_for(watcher, replace(told, publish_wall_ns=stamp, ratings=table))
+        if not state.HasField("ratings"):
+            return None
+        parts = state.ratings.tasks, state.ratings.own_tasks
+        return [sum(tier.rating_count for task in part for tier in task.tiers) for part in parts]
+
+    assert sent(2.0, tables[0], None) == [1, 0]
+    assert sent(2.1, tables[1], None) is None
+    assert sent(2.2, tables[1], reports[0]) == [2, 1]
+    assert sent(2.4, tables[2], reports[1]) is None
+    assert sent(3.3, tables[2], reports[1]) == [3, 1]
+    assert sent(5.0, tables[2], reports[2]) is None
+    assert sent(5.1, tables[2], None) == [3, 0]

@@ -92,6 +92,9 @@ async def test_each_service_does_its_work(tmp_path: Path) -> None:
         await shared.save_targets(b"targets", 1, 0)
         assert await shared.load_targets() == (1, b"targets")
         await shared.set_aside_targets()
+        await shared.save_ratings(b"ratings", 1, 0)
+        assert await shared.load_ratings() == (1, b"ratings")
+        await shared.set_aside_ratings()
         assert await shared.release_lease(coordination.LEASE_NAME, "m1")
         trainer = stores["trainer"]
         assert await trainer.shared.acquire_lease(turn.LEASE_NAME, "t1", 5.0)

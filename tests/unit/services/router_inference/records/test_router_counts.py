@@ -19,6 +19,7 @@ from services.router_inference.records.accounts import (
 )
 from services.router_inference.records.metrics import RouterMetrics
 from services.router_inference.records.router_counts import (
+    MOST_TASKS,
     RouterCounts,
     as_ended,
     counts_width,
@@ -182,3 +183,25 @@ def test_priorities_of_all_workers_add_up() -> None:
     assert low == [3.0, 0.0, 0.0, 0.0, 0.0]
     # What stands before and after it is not touched.
     assert workers[0].by_task()[1].tolist() == [2.0 * each for each in PIQA]
+
+
+def test_workers_add_up_what_clients_said_of_answers() -> None:
+    """What a worker heard that ended stays; of tasks beyond the first none is told."""
+    memory = Memory(worker_count=2, counts_width=counts_width(TIERS))
+    gone = counts_of(SharedSiblings(memory, 1), 0, 0)
+    gone.rate(1, 0, 0.5)
+    gone.show()
+    memory.retire(1, as_ended)
+    first, second = (counts_of(SharedSiblings(memory, number), 0, 0) for number in (1, 2))
+    first.rate(1, 0, 1.0)
+    first.rate(MOST_TASKS, 0, 1.0)
+    first.show()
+    second.rate(0, 1, 0.25)
+    found = second.ratings()
+    assert found.answers.tolist() == [[0.0, 1.0], [2.0, 0.0]]
+    assert found.mean.tolist() == [[0.0, 0.25], [0.75, 0.0]]
+    assert found.square.tolist() == [[0.0, 0.0625], [0.625, 0.0]]
+    assert first.latencies()[:, :-1].sum() == 0.0
+    alone = counts_of(NoSiblings(), 0, 0)
+    alone.rate(1, 0, 0.5)
+    assert alone.ratings().mean.tolist() == [[0.0, 0.0], [0.5, 0.0]]

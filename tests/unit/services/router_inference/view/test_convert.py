@@ -152,6 +152,8 @@ def report_of(
         target_pressure=rig.core.hold.pressure(),
         trial=trial,
         watch=watch,
+        learns_quality=rig.core.quality.is_on,
+        ratings=rig.core.quality.told(),
         loads=LoadWriter(),
         packs=True,
         now_s=rig.clock.monotonic_s(),
