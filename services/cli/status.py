@@ -310,7 +310,7 @@ def _show_qualities(facts: list[dict[str, Any]]) -> None:
         for each in facts
     ]
     columns = ("task", "tier", "quality in use", "of the settings", "+-", "reports")
-    title = "quality by the reports of clients, of one process"
+    title = "quality by the reports of clients, of the mesh"
     console().print(table(title, columns, rows, numeric_from=2))
 
 

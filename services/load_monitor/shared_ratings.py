@@ -46,8 +46,7 @@ class SharedRatings:
         now_s = self._clock.monotonic_s()
         if now_s < self._due_s and leads == self._led:
             return
-        if not (leads and self._led):
-            await self._load()
+        await self._load()
         self._due_s, self._led = now_s + INTERVAL_S, leads
         if leads:
             await self.save()
@@ -65,8 +64,8 @@ class SharedRatings:
         try:
             await self._store.save_ratings(payload, self._version + 1, self._version)
         except VersionMismatchError:
-            # Another one led meanwhile, or the store has lost them.
-            self._led, self._due_s = False, 0.0
+            # Another one leads, or the store has lost them: the next look tells.
+            self._due_s = 0.0
             return
         self._version, self._stored = self._version + 1, table
 

@@ -35,6 +35,7 @@ from services.common.telemetry_setup import setup_telemetry
 from services.trainer.gate import Gate
 from services.trainer.hindsight import HindsightKeeper
 from services.trainer.jobs import MeshSpec, OnlineJob, SimulationJob
+from services.trainer.learned_quality import learned
 from services.trainer.mesh_view import MeshView
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.model import Mode
@@ -140,7 +141,11 @@ class TrainerApplication:
             clock=clock,
             log=log,
         )
-        spec = mesh_spec(self._settings.mesh, self._files)
+        spec, tiers = mesh_spec(self._settings.mesh, self._files), self._files.catalog.tiers
+
+        def with_ratings(spec: MeshSpec) -> MeshSpec:
+            return learned(spec, tiers, mesh.ratings)
+
         evaluator = Worker(SimulationJob, (), nice=settings.worker_nice, log=log)
         stack.push_async_callback(evaluator.close)
         gate = Gate(
@@ -155,6 +160,7 @@ class TrainerApplication:
             rollout=settings.rollout,
             log=log,
             metrics=metrics,
+            learned=with_ratings,
         )
         shipped = _shipped(settings.shipped_snapshot, log, metrics)
         online = OnlineTraining(
@@ -187,6 +193,7 @@ class TrainerApplication:
             clock=clock,
             log=log,
             metrics=metrics,
+            learned=with_ratings,
         )
         simulated = SimulatedTraining(
             settings=settings, spec=spec, registry=registry, gate=gate, log=log

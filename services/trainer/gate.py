@@ -5,7 +5,7 @@ What passes is active at once, or goes on in steps (`rollout.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -98,6 +98,7 @@ class Gate:
         log: Logger,
         metrics: TrainerMetrics,
         priority_mix: Mapping[str, float] | None = None,
+        learned: Callable[[MeshSpec], MeshSpec] | None = None,
     ) -> None:
         """Takes its parts.
 
@@ -114,7 +115,9 @@ class Gate:
             metrics: metrics.
             priority_mix: share of each priority class in what is simulated, each of which is judged
                 by itself; none or empty: all requests are normal.
+            learned: returns the mesh with the qualities that it has learned; none: it learns none.
         """
+        self._learned = learned
         self._priority_mix = dict(priority_mix or {})
         self._promoter = promoter
         self._rollouts = rollouts
@@ -222,7 +225,8 @@ class Gate:
         """
         rivals = self._rivals(active, anchor)
         asked = [(policy, candidate), *((each.policy, each.snapshot) for each in rivals)]
-        found, gaps = await self._simulated(asked)
+        spec = self._spec if self._learned is None else self._learned(self._spec)
+        found, gaps = await self._simulated(spec, asked)
         scores, theirs = found[0], found[1:]
         # Written so that a score that is no number does not pass.
         passed = all(
@@ -234,6 +238,8 @@ class Gate:
             f"{rival.told} has {_told(each)}" for rival, each in zip(rivals, theirs, strict=True)
         )
         text += f"; margin {self._margin:g}"
+        if spec.quality != self._spec.quality:
+            text += "; by the qualities that the mesh has learned"
         worse = self._worse(rivals, gaps)
         passed &= not worse
         text = "; ".join([*worse, text, *_by_class(rivals[0].told, gaps[0] if gaps else ())])
@@ -263,10 +269,10 @@ class Gate:
         return rivals
 
     async def _simulated(
-        self, policies: Sequence[tuple[str, bytes | None]]
+        self, spec: MeshSpec, policies: Sequence[tuple[str, bytes | None]]
     ) -> tuple[list[Scores], list[list[ClassGap]]]:
         """Returns scores of each policy, and how the first does by class beside each other one."""
-        asked = self._spec, policies, self._seeds
+        asked = spec, policies, self._seeds
         if not self._priority_mix:
             return await self._evaluator.call("evaluate", *asked, timeout_s=self._timeout_s), []
         found: tuple[list[Scores], list[list[ClassGap]]] = await self._evaluator.call(

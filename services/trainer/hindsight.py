@@ -11,7 +11,7 @@ of this host's clock; one that is set makes minutes be left out, or looked at no
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 from services.common.clock import Clock
@@ -61,6 +61,7 @@ class HindsightKeeper:
         clock: Clock.
         log: Log.
         metrics: Metrics.
+        learned: Returns the mesh with the qualities that it has learned; none: it learns none.
     """
 
     def __init__(
@@ -77,7 +78,9 @@ class HindsightKeeper:
         clock: Clock,
         log: Logger,
         metrics: TrainerMetrics,
+        learned: Callable[[MeshSpec], MeshSpec] | None = None,
     ) -> None:
+        self._learned = learned
         self._stream = stream
         self._store = store
         self._reckoner = reckoner
@@ -188,8 +191,9 @@ class HindsightKeeper:
         problem = self._problem(requests)
         if not problem:
             try:
+                spec = self._spec if self._learned is None else self._learned(self._spec)
                 looked: LookBack = await self._reckoner.call(
-                    "look_back", self._spec, devices, requests, timeout_s=self._timeout_s
+                    "look_back", spec, devices, requests, timeout_s=self._timeout_s
                 )
                 _write(found, looked, requests)
             except (WorkerDiedError, WorkerError) as error:

@@ -8,10 +8,12 @@ from typing import Any, TypeVar
 
 import grpc.aio
 
+from router.quality import Rating
 from router.watch import WatchReport
 from services.common.clock import Clock
 from services.common.log import Logger
 from services.trainer.convert import trial_seen, watch_seen
+from services.trainer.learned_quality import RatedTier, ratings_of
 from services.trainer.rollout_verdicts import TrialSeen
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as pb
 from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as pb_grpc
@@ -78,6 +80,8 @@ class MeshView:
         """Tiers on each device of the newest state; empty before the first."""
         self.profiles: frozenset[str] = frozenset()
         """Names of the profiles that endpoints have of their own."""
+        self.ratings: dict[RatedTier, Rating] = {}
+        """What clients said of answers, where routers go by it."""
         self.is_reachable = True
 
     @property
@@ -174,6 +178,7 @@ class MeshView:
                     reason=router.refusal,
                 )
         self._told = {_told_by(router) for router in self.routers if router.refusal}
+        self.ratings = ratings_of(state)
         endpoints = [each.endpoint for each in state.endpoints]
         devices: dict[str, dict[str, None]] = {}
         for endpoint in endpoints:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from router.quality import Rating
 from tests.fakes.clock import FakeClock
+from tests.fakes.state_store import SwitchableStore
 from tests.unit.services.load_monitor.rig import Monitor, endpoint, report
+from tests.unit.services.load_monitor.test_ratings import told
 from tiercel.common.v1 import common_pb2
 
 Make = Callable[[str], Monitor]
@@ -41,3 +44,12 @@ async def test_drain_that_never_empties_ends_with_its_time(make: Make, clock: Fa
             monitor.board.take_report(report("r1", sequence, in_flight_count=1))
             await clock.advance(0.6)
         assert not monitor.state.endpoints
+
+
+def test_what_was_told_here_is_added_to_what_another_monitor_kept(clock: FakeClock) -> None:
+    """At once, not when routers tell it again: one of them may have left."""
+    board = Monitor("m1", clock, SwitchableStore(None)).board
+    board.take_report(told("r1", {("copa", "small"): Rating(3, 0.5, 0.3)}), "stream")
+    kept = {("copa", "small"): Rating(5, 0.5, 0.3)}
+    board.use_ratings(kept, {("r1", 1): {("copa", "small"): Rating(1, 0.5, 0.3)}})
+    assert board.picture(1).ratings["copa", "small"].answers == 7

@@ -105,6 +105,11 @@ async def test_stored_ratings_that_cannot_be_read_are_set_aside(
         stored = await store.load_ratings()
         assert stored is not None
         assert b"copa" in stored[1]
+        await store.save_ratings(b"nonsense again", stored[0] + 1, stored[0])
+        await clock.advance(2.0 * INTERVAL_S)
+        stored = await store.load_ratings()
+        assert stored is not None
+        assert b"copa" in stored[1]
         assert count(monitor) == 3
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -58,7 +60,11 @@ class ByClass(Evaluator):
         return await super().call(method, *arguments, timeout_s=timeout_s), self.gaps
 
 
-def gate(evaluator: Evaluator, mix: dict[str, float] | None = None) -> Gate:
+def gate(
+    evaluator: Evaluator,
+    mix: dict[str, float] | None = None,
+    learned: Callable[[MeshSpec], MeshSpec] | None = None,
+) -> Gate:
     """Returns a gate with a margin of half a point."""
     return Gate(
         priority_mix=mix,
@@ -72,6 +78,7 @@ def gate(evaluator: Evaluator, mix: dict[str, float] | None = None) -> Gate:
         rollout="never",
         log=get_logger("test"),
         metrics=TrainerMetrics(CollectorRegistry()),
+        learned=learned,
     )
 
 
@@ -103,6 +110,20 @@ async def test_measured_against_the_active_policy() -> None:
     assert evaluator.asked == ("evaluate", SPEC, [("dqn", b"new"), *rivals], (1, 2))
     await gate(evaluator).judge("dqn", b"new", None)
     assert evaluator.asked[2] == [("dqn", b"new"), ("price", None)]
+
+
+async def test_judged_by_the_qualities_that_the_mesh_has_learned() -> None:
+    """As they are when a policy is judged; the verdict says so."""
+    tables = [QualityTable("q", "assumed", {"t": {"a": quality}}, {}) for quality in (0.5, 0.6)]
+    evaluator = Evaluator((1.0, 1.0), (1.0, 1.0))
+    judge = gate(evaluator, learned=lambda spec: replace(spec, quality=tables[-1]))
+    for table in reversed(tables):
+        verdict = await judge.judge("dqn", b"new", None)
+        assert evaluator.asked[1] == replace(SPEC, quality=table)
+        assert "the mesh has learned" in verdict.text
+        tables.pop()
+    same = await gate(evaluator, learned=lambda spec: spec).judge("dqn", b"new", None)
+    assert "learned" not in same.text
 
 
 async def test_a_weak_active_policy_lets_nothing_weak_in() -> None:

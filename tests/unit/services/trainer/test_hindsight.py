@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -36,6 +37,9 @@ SPEC = MeshSpec(
 )
 
 
+LEARNED = replace(SPEC.quality, name="learned")
+
+
 class Bench:
     """A keeper that starts in the middle of a minute, and what it hands to its reckoner."""
 
@@ -63,12 +67,13 @@ class Bench:
             clock=self.clock,
             log=get_logger("test"),
             metrics=TrainerMetrics(CollectorRegistry()),
+            learned=lambda spec: replace(spec, quality=LEARNED),
         )
 
     async def call(self, method: str, *arguments: Any, timeout_s: float) -> LookBack:
         """Takes the place of a worker."""
         assert (method, timeout_s) == ("look_back", 9.0)
-        _spec, devices, requests = arguments
+        self.spec, devices, requests = arguments
         self.asked.append((devices, requests))
         if self.error is not None:
             raise self.error
@@ -143,6 +148,7 @@ async def test_a_minute_is_looked_at_once_it_is_over() -> None:
     await bench.write(5, status=common_pb2.OUTCOME_STATUS_CANCELLED)
     await bench.write(6, task="none of ours")
     await bench.run(90)
+    assert bench.spec == replace(SPEC, quality=LEARNED)
     ((devices, requests),) = bench.asked
     assert devices == SPEC.devices
     second, third, fourth = requests

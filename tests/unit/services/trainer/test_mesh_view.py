@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from router.quality import Rating
 from services.common.channels import open_channel
 from services.common.log import get_logger
 from services.trainer.mesh_view import _MOST_REMEMBERED, MeshView
@@ -53,6 +54,19 @@ def test_what_is_remembered_is_bounded() -> None:
         mesh.take(seen_state((f"n{number}", 1)))
     assert mesh.problem(("r0", 7), WALL_S + 1.0, [E0])
     assert not mesh.problem(("n1", 1), WALL_S + 1.0, [E0])
+
+
+def test_what_clients_said_is_as_the_newest_state_tells() -> None:
+    """Until no router goes by it any more."""
+    mesh, state = view(), seen_state(("r0", 7))
+    assert mesh.ratings == {}
+    state.routers[0].learns_quality = True
+    tiers = state.task_ratings.add(task="hard").tiers
+    tiers.add(tier="small", rating_count=3, mean=0.5, mean_square=0.25)
+    mesh.take(state)
+    assert mesh.ratings == {("hard", "small"): Rating(3, 0.5, 0.25)}
+    mesh.take(seen_state(("r0", 7)))
+    assert mesh.ratings == {}
 
 
 async def test_without_a_monitor_nothing_is_known() -> None:
