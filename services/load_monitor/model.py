@@ -27,7 +27,9 @@ MAX_REPORTS_BYTES = 16 * 1024 * 1024
 """Most that the reports of all routers take in a state."""
 MAX_ENDPOINTS_BYTES = 8 * 1024 * 1024
 """Most that all endpoints take in a state."""
-MAX_STATE_BYTES = MAX_REPORTS_BYTES + MAX_ENDPOINTS_BYTES + 64 * 1024
+MAX_RATINGS_BYTES = 256 * 1024
+"""Most that the mesh's ratings take in a state."""
+MAX_STATE_BYTES = MAX_REPORTS_BYTES + MAX_ENDPOINTS_BYTES + MAX_RATINGS_BYTES + 64 * 1024
 """Largest state: what routers take in one message (32 MiB) lies above it."""
 MAX_REASON_BYTES = 200
 """Longest reason of an endpoint."""

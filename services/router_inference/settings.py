@@ -121,7 +121,8 @@ class RouterInferenceSettings(ServerSettings):
     learn_quality: bool = False
     """True learns from feedback how good each tier is on each task, and decides by that.
 
-    What clients report moves a quality by at most 0.02 each and 0.2 in all from `mesh.quality`.
+    What clients report moves a quality by at most 0.02 each and 0.2 in all from `mesh.quality`. It
+    counts in every router of the mesh, and outlives them.
     """
     default_task: str = Field(default="", pattern=r"^[a-z0-9_-]{0,64}$")
     """Task of requests that name none; empty means the mesh's task if it has only one.

@@ -518,6 +518,8 @@ def loads() -> list[state_pb.RouterLoad]:
     named.outcomes.offered_count = 5
     named.outcomes.on_time_count = 5
     named.tier_outcomes.add(tier="small").outcomes.offered_count = 5
+    rated = named.task_ratings.add(task="copa").tiers
+    rated.add(tier="small", rating_count=4, mean=0.5, mean_square=0.3)
     packed = state_pb.RouterLoad(router_id="r1", epoch=7, sequence=2)
     for tier in ("small", "large"):
         packed.candidates.add(tier=tier, endpoint="e0")

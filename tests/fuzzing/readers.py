@@ -29,6 +29,7 @@ from router.dqn.snapshot import SnapshotError
 from router.features import FEATURE_COUNT, FEATURES, SCHEMA
 from router.policies.base import PolicyParameterError
 from router.policies.table import make_policy
+from router.quality import Rating
 from services.cli.policy_facts import snapshot_facts
 from services.common.access.caller import Caller, CallerError
 from services.common.access.keys import KeyFileError, new_key, read_keys, write_keys
@@ -47,11 +48,14 @@ from services.common.telemetry_variables import understood
 from services.common.tiers.answer import Budget
 from services.common.tiers.errors import TierError
 from services.common.triton.answer import AnswerReader, Forms
+from services.load_monitor.convert import report_from_message
 from services.load_monitor.convert_minutes import minute_of
+from services.load_monitor.convert_ratings import kept_ratings, read_kept
 from services.load_monitor.convert_state import read_picture, read_reports
 from services.load_monitor.convert_targets import message_of_targets
 from services.load_monitor.loads import NO_ORDER
 from services.load_monitor.metrics_page import parse_queue_depths
+from services.load_monitor.ratings import MeshRatings
 from services.load_monitor.settings import Settings as MonitorSettings
 from services.load_monitor.targets import TargetOverride, decode, encode, merged
 from services.load_monitor.topology import decode_changes
@@ -607,6 +611,7 @@ def _records() -> Iterator[Reader]:
         view.gauges.add(tier=tier, ready=True, queue_depth=1)
         state.candidates.add(tier=tier, endpoint="e0")
     state.routers.extend(meshes.loads())
+    state.task_ratings.add(task="copa").tiers.add(tier="small", rating_count=3, mean=0.5)
     stored = state.SerializeToString()
     kind = state_pb.SystemState
     for name, read in (("pictures", read_picture), ("reports", read_reports)):
@@ -634,6 +639,11 @@ def _records() -> Iterator[Reader]:
         lambda data: message_of_targets(merged(decode(data, wall_ns)[0], (), wall_ns).values()),
         (ValueError,),
     )  # fmt: skip
+    rated = {("copa", "small"): Rating(3, 0.5, 0.3), ("copa", "large"): Rating(1, 1.0, 1.0)}
+    yield Reader(
+        "the ratings in Redis", [kept_ratings(rated, {("r1", 7): rated})],
+        message(state_pb.KeptRatings), _adopted, (ValueError,),
+    )  # fmt: skip
     minute = minutes_pb.Minute(tasks=[minutes_pb.TaskMinute(task="copa", on_time_count=3)])
     minute.start_time.seconds = 1_700_000_040
     minute.tasks[0].latency.answer_counts.append(3)
@@ -645,6 +655,8 @@ def _records() -> Iterator[Reader]:
     )  # fmt: skip
     others = state_pb.OtherRoutersState(version=3, topology_version=2, is_whole_list=True)
     others.endpoints.extend(state.endpoints)
+    for part in (others.ratings.tasks, others.ratings.own_tasks):
+        part.extend(state.task_ratings)
     row = np.ones(2, "<f4").tobytes()
     for field in (
         "in_flight_counts",
@@ -697,6 +709,14 @@ def _records() -> Iterator[Reader]:
         "metrics of an endpoint", [page], changed_lines, parse_queue_depths,
         (ValueError, ArithmeticError, LookupError), cost=2,
     )  # fmt: skip
+
+
+def _adopted(data: bytes) -> object:
+    """Goes on from stored ratings, and takes in a report of a router that is among them."""
+    ratings = MeshRatings(clock=SystemClock())
+    ratings.adopt(*read_kept(data))
+    ratings.take(report_from_message(meshes.loads()[0]))
+    return kept_ratings(ratings.table, ratings.counted())
 
 
 def _commands(folder: Folder) -> Iterator[Reader]:

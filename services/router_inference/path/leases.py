@@ -291,7 +291,7 @@ class Leases:
             job.quality = report.quality
             if job.is_complete:
                 job.is_rated = True
-                self._quality.report(job.task.name, job.tier, report.quality)
+                self._quality.report(job.client, job.task.name, job.tier, report.quality)
         reason = "REPORTED_FAILURE" if report.outcome is Outcome.FAILED else ""
         self._ending.end(job, report.outcome, end_s, reason)
 
@@ -306,7 +306,7 @@ class Leases:
             raise NotFoundError("request", request_id)
         entry, task = found
         if task and entry.served_by is not None:
-            self._quality.report(task, entry.served_by[0], quality)
+            self._quality.report(client, task, entry.served_by[0], quality)
         scale = quality / entry.quality if entry.quality > 0.0 else 0.0
         self._experience.add(
             entry._replace(

@@ -18,6 +18,7 @@ from services.common.clock import Clock
 from services.common.log import Logger
 from services.router_inference.records.metrics import RouterMetrics
 from services.router_inference.records.router_counts import RouterCounts
+from services.router_inference.view.client_shares import ClientShares
 from services.router_inference.view.fleet import FleetView
 from services.router_inference.view.seen import SeenRatings
 
@@ -80,14 +81,17 @@ class LearnedQuality:
         self._fleet = fleet
         self._metrics = metrics
         self._clock = clock
+        self._shares = ClientShares(clock.monotonic_s())
         self._log = log
 
-    def report(self, task: str, tier: str, score: float) -> None:
-        """Takes in what a client says of one answer, 0 to 1."""
+    def report(self, client: str, task: str, tier: str, score: float) -> None:
+        """Takes in what a client says of one answer, 0 to 1; not where it says more than others."""
         if not self._is_on:
             return
         catalog = self._catalog
         at = catalog.task_index(task), catalog.tier_index(tier)
+        if not self._shares.admit(at, client, self._clock.monotonic_s()):
+            return
         self._counts.rate(*at, score)
         self._estimator.observe(*at, score)
         self._metrics.quality_reports.labels(task=task, tier=tier).inc()

@@ -18,6 +18,7 @@ from services.load_monitor.router_states import RouterStates, Watcher
 from services.load_monitor.topology import Topology
 from services.router_inference.job import Job, Outcome
 from services.router_inference.path.leases import Report
+from services.router_inference.view.client_shares import FREE
 from services.router_inference.view.convert import LoadWriter, StateReader, router_load
 from services.router_inference.view.quality import EVERY_S, MOST_TOLD
 from tests.unit.services.router_inference.parts import Rig, choice_of, make_rig
@@ -99,6 +100,26 @@ async def test_what_is_not_the_callers_teaches_nothing() -> None:
     with pytest.raises(NotFoundError):
         rig.core.leases.feedback("1.1.1.1", "mine", 0.0)
     assert [each.reports for each in rig.core.quality.read()] == [1]
+
+
+@scenario
+async def test_one_client_among_others_teaches_no_more_than_they_do() -> None:
+    """By feedback and by closed tickets alike; what it says goes into records all the same."""
+    rig = make_rig(learn_quality=True)
+    for number in range(2):
+        await rig.answer(rig.job(request_id=f"b{number}", client="2.2.2.2", tier="small"))
+        rig.core.leases.feedback("2.2.2.2", f"b{number}", 0.9)
+    for number in range(30):
+        job = rig.job(
+            request_id=f"a{number}", client="1.1.1.1", tier="small", prompt=None, prompt_tokens=5
+        )
+        if number % 2:
+            ticket = rig.core.leases.route(job).ticket
+            rig.core.leases.close(ticket, Report(Outcome.ON_TIME, None, 3, 0.0))
+        else:
+            await rig.answer(rig.job(request_id=f"f{number}", client="1.1.1.1", tier="small"))
+            rig.core.leases.feedback("1.1.1.1", f"f{number}", 0.0)
+    assert [each.reports for each in rig.core.quality.read()] == [2 + 2 + FREE]
 
 
 @scenario
