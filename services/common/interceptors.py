@@ -136,11 +136,11 @@ class ErrorInterceptor:
         give = handler.response_serializer
         if handler.request_streaming and handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(
-                call.stream(handler.stream_stream, _Each, is_fed=True), take, give
+                call.stream(handler.stream_stream, call.messages, is_fed=True), take, give
             )
         if handler.request_streaming:
             return grpc.stream_unary_rpc_method_handler(
-                call.unary(handler.stream_unary, _Each, is_fed=True), take, give
+                call.unary(handler.stream_unary, call.messages, is_fed=True), take, give
             )
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
@@ -251,13 +251,18 @@ def _one(request: Any, _: Context) -> Any:
     return request
 
 
-async def _until_told(context: Context) -> None:
+async def _until_told(context: Context, ended_s: float) -> None:
     """Returns at the end of a stream that its client ended; raises CancelledError if it was left.
 
     To whoever reads it a stream that was broken off looks as one that has ended; that it was broken
-    off is told a moment later, by a thread of the library.
+    off is told a moment later, by a thread of the library. Most answers take longer than that.
+
+    Args:
+        context: The call.
+        ended_s: For how long the stream has seemed to have ended, seconds.
     """
-    await asyncio.sleep(_TOLD_S)
+    if ended_s < _TOLD_S:
+        await asyncio.sleep(_TOLD_S - ended_s)
     left_s = context.time_remaining()
     if left_s is not None and left_s <= 0.0:
         raise asyncio.CancelledError
@@ -270,10 +275,17 @@ class _Each:
     and one around it, would take a task each.
     """
 
-    __slots__ = ("_context",)
+    __slots__ = ("_context", "_end_s", "_monotonic_s")
 
-    def __init__(self, _: Any, context: Context) -> None:
+    def __init__(self, context: Context, monotonic_s: Callable[[], float]) -> None:
         self._context = context
+        self._monotonic_s = monotonic_s
+        self._end_s: float | None = None
+
+    @property
+    def ended_s(self) -> float:
+        """Time since their end was read, seconds; 0 while it was not."""
+        return 0.0 if self._end_s is None else self._monotonic_s() - self._end_s
 
     def __aiter__(self) -> _Each:
         return self
@@ -281,6 +293,7 @@ class _Each:
     async def __anext__(self) -> Any:
         message = await self._context.read()
         if message is _END_OF_STREAM:
+            self._end_s = self._monotonic_s()
             raise StopAsyncIteration
         return _one(message, self._context)
 
@@ -310,6 +323,10 @@ class _Call:
         self._log = log
         self._duration = metrics.add_method(method)
 
+    def messages(self, _: Any, context: Context) -> _Each:
+        """Returns the messages of a call that is fed; a `check` for `unary` and `stream`."""
+        return _Each(context, self._clock.monotonic_s)
+
     def unary(
         self, behavior: Any, check: Callable[[Any, Context], Any], *, is_fed: bool = False
     ) -> Any:
@@ -326,13 +343,13 @@ class _Call:
             try:
                 if self._is_watch:
                     with calls.watching(self._opened_from(context)):
-                        response = await behavior(check(request, context), context)
+                        response = await behavior(taken := check(request, context), context)
                 else:
                     if is_bounded:
                         calls.check_room()
-                    response = await behavior(check(request, context), context)
+                    response = await behavior(taken := check(request, context), context)
                 if is_fed and response is not True:
-                    await _until_told(context)
+                    await _until_told(context, taken.ended_s)
             except BaseException as error:  # one place decides about all of them
                 await self._fail(error, context, start_s)
             else:
@@ -359,15 +376,15 @@ class _Call:
             try:
                 if self._is_watch:
                     with calls.watching(self._opened_from(context)):
-                        async for response in behavior(check(request, context), context):
+                        async for response in behavior(taken := check(request, context), context):
                             with calls.sending():
                                 yield response
                 else:
                     calls.check_room()
-                    async for response in behavior(check(request, context), context):
+                    async for response in behavior(taken := check(request, context), context):
                         yield response
                 if is_fed:
-                    await _until_told(context)
+                    await _until_told(context, taken.ended_s)
             except GeneratorExit:
                 self._count_left(context, start_s)
                 raise

@@ -115,6 +115,38 @@ async def test_a_stream_that_is_heard_out_ends_well_however_it_ends(has_heard_al
     assert found == float(has_heard_all)
 
 
+class _EndedContext(_Context):
+    """A call whose client has said all."""
+
+    async def read(self) -> Any:
+        """Has nothing to read."""
+        return grpc.aio.EOF  # type: ignore[attr-defined]  # absent from the type stubs
+
+
+@pytest.mark.parametrize(("answered_s", "waits_s"), [(0.0005, [0.0015]), (0.0025, [])])
+async def test_who_answers_longer_than_it_takes_to_be_told_waits_no_more(
+    answered_s: float, waits_s: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That a stream was broken off is told within 2 ms of its end, while it is answered."""
+    clock = FakeClock()
+    table = _table(CollectorRegistry(), clock)
+    waited_s: list[float] = []
+
+    async def wait(delay_s: float) -> None:
+        waited_s.append(delay_s)
+
+    monkeypatch.setattr("asyncio.sleep", wait)
+
+    async def behavior(requests: Any, context: Any) -> None:
+        async for _ in requests:
+            pass
+        clock.move(answered_s)
+
+    handler: Any = table.wrap("a.B/C", grpc.stream_stream_rpc_method_handler(behavior))
+    await handler.stream_stream(None, _EndedContext(1.0))
+    assert waited_s == pytest.approx(waits_s)
+
+
 @pytest.mark.parametrize(
     ("left_s", "after_s", "code"),
     [
