@@ -21,17 +21,20 @@ from services.common.errors import (
     UnavailableError,
 )
 from services.common.running_calls import going_away
+from services.common.time_limits import TimeLimit, TimeLimits
 from services.router_inference.doors.envoy.places import Places
+from services.router_inference.doors.envoy.replies import Answer, written
 from services.router_inference.doors.envoy.talk import REASON_ORDER, Talk
 from services.router_inference.doors.intake import Intake
 from services.router_inference.path.decide import REASON_NO_ENDPOINT
 from services.router_inference.path.exchanges import Exchanges
 from services.router_inference.view.view import View
 from tiercel.envoy.v3 import external_processor_pb2 as pb2
-from tiercel.envoy.v3 import external_processor_pb2_grpc as pb2_grpc
+from tiercel.envoy.v3.external_processor_pb2_grpc import ExternalProcessorServicer
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
+SERVICE = pb2.DESCRIPTOR.services_by_name["ExternalProcessor"]
 REASON_SILENT = "NO_MESSAGE_IN_TIME"
 _FIRST_MESSAGE_S = 10.0
 """How long a stream may stay without its first message, seconds."""
@@ -39,7 +42,7 @@ _SENT_S = 1.0
 """How long a stop waits for an answer that is on its way to the gateway, seconds."""
 
 
-class Picker(pb2_grpc.ExternalProcessorServicer):
+class Picker(ExternalProcessorServicer):
     """Serves gateways.
 
     Attributes:
@@ -71,7 +74,8 @@ class Picker(pb2_grpc.ExternalProcessorServicer):
         self.clock = clock
         self._client_of = client_of
         self._turn = itertools.count()
-        self._open: dict[Talk, asyncio.Timeout] = {}
+        self._limits = TimeLimits()
+        self._open: dict[Talk, TimeLimit] = {}
         self._is_leaving = False
 
     def leave(self) -> None:
@@ -96,8 +100,8 @@ class Picker(pb2_grpc.ExternalProcessorServicer):
         talk = Talk(self, self._client_of(context), tuple(context.invocation_metadata() or ()))
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(_FIRST_MESSAGE_S) as limit:
-                talk.until_s = limit.when()
+            talk.until_s = loop.time() + _FIRST_MESSAGE_S
+            with self._limits.until(talk.until_s) as limit:
                 self._open[talk] = limit
                 if self._is_leaving:
                     self._bound(talk, limit)
@@ -132,13 +136,13 @@ class Picker(pb2_grpc.ExternalProcessorServicer):
                 talk.exchange.drop()
         return talk.is_over
 
-    async def _refuse(self, response: pb2.ProcessingResponse, context: Context) -> None:
+    async def _refuse(self, response: Answer, context: Context) -> None:
         """Sends a stream's last answer."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_SENT_S):
                 await context.write(response)
 
-    def _bound(self, talk: Talk, limit: asyncio.Timeout) -> None:
+    def _bound(self, talk: Talk, limit: TimeLimit) -> None:
         """Sets when a stream is given up: sooner at a stop than otherwise."""
         until_s = talk.until_s
         if self._is_leaving:
@@ -146,8 +150,8 @@ class Picker(pb2_grpc.ExternalProcessorServicer):
             left_s = _SENT_S if talk.is_written_to else talk.leaving_s()
             leaving_s = asyncio.get_running_loop().time() + left_s
             until_s = leaving_s if until_s is None else min(until_s, leaving_s)
-        if not limit.expired():
-            limit.reschedule(until_s)
+        if not limit.has_expired:
+            limit.set(until_s)
 
     def _give_up(self, talk: Talk) -> None:
         """Ends a stream whose time is over: without an error where the gateway needs nothing more.
@@ -185,3 +189,15 @@ class Picker(pb2_grpc.ExternalProcessorServicer):
                 retry_after_s=self.view.fleet.retry_after_s(now_s),
             )
         return list(usable)[next(self._turn) % len(usable)]
+
+
+def register(picker: Picker, server: Any) -> None:
+    """Adds a picker to a server; the generated function takes no answers that are bytes."""
+    handler = grpc.stream_stream_rpc_method_handler(
+        picker.Process, pb2.ProcessingRequest.FromString, written
+    )
+    [method] = SERVICE.methods
+    handlers = {method.name: handler}
+    generic = grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)
+    server.add_generic_rpc_handlers((generic,))
+    server.add_registered_method_handlers(SERVICE.full_name, handlers)

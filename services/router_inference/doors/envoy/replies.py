@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from services.common.errors import (
     DeadlineExceededError,
@@ -57,8 +57,10 @@ REASON_TOO_LARGE = "MESSAGE_TOO_LARGE"
 """Reason of a message beyond the server's own limit."""
 _PIECE_BYTES = 60_000
 """Most bytes of a body in one answer: a gateway shall hold little at a time."""
+Answer: TypeAlias = pb2.ProcessingResponse | bytes
+"""A message, or its bytes where they are put together of what was answered before."""
 _OVERWRITE = pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
-_MOST_KEPT = 1_024
+_MOST_KEPT, _MOST_KEPT_HEADERS = 1_024, 4_096
 
 
 class Stop(NamedTuple):
@@ -126,23 +128,44 @@ def sent_to(
     return response
 
 
-def sent_on(chosen: Chosen, headers: Iterable[tuple[str, str]]) -> pb2.ProcessingResponse:
+def written(answer: Answer) -> bytes:
+    """Returns an answer as it goes out."""
+    return answer if isinstance(answer, bytes) else bytes(answer.SerializeToString())
+
+
+def sent_on(
+    chosen: Chosen, headers: Iterable[tuple[str, str]], traced: Iterable[tuple[str, str]] = ()
+) -> bytes:
     """Returns where a request goes that was decided for.
+
+    Two messages whose bytes follow each other are one message with the fields of both, so what
+    answers have in common is not put together again.
 
     Args:
         chosen: what was decided.
         headers: headers that it gets beside those of the decision.
+        traced: likewise, those that no other request gets.
     """
-    response = pb2.ProcessingResponse.FromString(_sent_on(chosen))
-    mutation = getattr(response, chosen.kind).response.header_mutation
-    for name, text in headers:
-        _set(mutation, name, text)
-    return response
+    kind = chosen.kind
+    parts = [_sent_on(chosen)]
+    parts += [_kept_setting(kind, name, text) for name, text in headers]
+    parts += [_setting(kind, name, text) for name, text in traced]
+    return b"".join(parts)
+
+
+def _setting(kind: str, name: str, text: str) -> bytes:
+    """Returns the answer to a part of a request that only sets a header."""
+    response = pb2.ProcessingResponse()
+    _set(getattr(response, kind).response.header_mutation, name, text)
+    return bytes(response.SerializeToString())
+
+
+_kept_setting = functools.lru_cache(_MOST_KEPT_HEADERS)(_setting)
 
 
 @functools.lru_cache(_MOST_KEPT)
 def _sent_on(chosen: Chosen) -> bytes:
-    """Returns what all such answers have in common: it is read sooner than put together."""
+    """Returns what all such answers have in common."""
     first = chosen.stops[0]
     told = [("policy", chosen.policy), ("policy_version", chosen.policy_version)]
     addresses: dict[str, None] = {}
@@ -170,7 +193,15 @@ def with_headers(headers: Iterable[tuple[str, str]]) -> pb2.ProcessingResponse:
     return response
 
 
-def passed_on(kind: str, message: Any, *, is_echoed: bool) -> pb2.ProcessingResponse:
+@functools.cache
+def unchanged(kind: str) -> bytes:
+    """Returns the answer to a part of an exchange that changes nothing; `kind` is its field."""
+    response = pb2.ProcessingResponse()
+    getattr(response, kind).SetInParent()
+    return bytes(response.SerializeToString())
+
+
+def passed_on(kind: str, message: Any, *, is_echoed: bool) -> Answer:
     """Returns the answer to a part of an exchange that changes nothing.
 
     Args:
@@ -178,18 +209,18 @@ def passed_on(kind: str, message: Any, *, is_echoed: bool) -> pb2.ProcessingResp
         message: the part.
         is_echoed: True if only what is sent back goes on.
     """
+    if not is_echoed:
+        return unchanged(kind)
     response = pb2.ProcessingResponse()
-    answer = getattr(response, kind)
-    answer.SetInParent()
-    if is_echoed:
-        piece = answer.response.body_mutation.streamed_response
-        piece.body = message.body
-        piece.end_of_stream = message.end_of_stream
+    piece = getattr(response, kind).response.body_mutation.streamed_response
+    piece.body = message.body
+    piece.end_of_stream = message.end_of_stream
     return response
 
 
-def with_body(response: pb2.ProcessingResponse, body: bytes) -> pb2.ProcessingResponse:
-    """Returns the answer to a whole body with another one in its place."""
+def with_body(whole: bytes, body: bytes) -> pb2.ProcessingResponse:
+    """Returns the answer to a whole body, given as bytes, with another body in its place."""
+    response = pb2.ProcessingResponse.FromString(whole)
     answer = response.request_body.response
     answer.body_mutation.body = body
     _set(answer.header_mutation, "content-length", str(len(body)))

@@ -12,6 +12,7 @@ from services.common.running_calls import going_away
 from services.router_inference.doors.envoy import convert, replies
 from services.router_inference.doors.envoy.body import Body, add_body, read_body, with_model
 from services.router_inference.doors.envoy.places import Places
+from services.router_inference.doors.envoy.replies import Answer
 from services.router_inference.doors.intake import Intake
 from services.router_inference.job import Ask, Job
 from services.router_inference.path.exchanges import GRACE_S, Exchange, Exchanges
@@ -178,7 +179,7 @@ class Talk:
         self._picker.intake.on_invalid(error)
         return self.refuse(error)
 
-    def answer(self, message: pb2.ProcessingRequest) -> Sequence[pb2.ProcessingResponse]:
+    def answer(self, message: pb2.ProcessingRequest) -> Sequence[Answer]:
         """Returns the answers to the next message, in order.
 
         Raises:
@@ -231,7 +232,7 @@ class Talk:
         self._picker.intake.on_invalid(error)
         return error
 
-    def _on_request(self, message: pb2.ProcessingRequest) -> Sequence[pb2.ProcessingResponse]:
+    def _on_request(self, message: pb2.ProcessingRequest) -> Sequence[Answer]:
         modes = message.protocol_config
         if modes.request_body_mode == _ECHOED:
             self._echoes.add("request_body")
@@ -244,7 +245,7 @@ class Talk:
         except DomainError as error:
             return (self.refuse(error),)
 
-    def _sent(self, message: pb2.ProcessingRequest) -> Sequence[pb2.ProcessingResponse]:
+    def _sent(self, message: pb2.ProcessingRequest) -> Sequence[Answer]:
         """Returns where a request goes, or nothing yet if its body is needed.
 
         Raises:
@@ -283,7 +284,7 @@ class Talk:
         places = self._picker.places
         return places.endpoints if subset is None else places.subset(subset)
 
-    def _await(self, upload: _Upload) -> Sequence[pb2.ProcessingResponse]:
+    def _await(self, upload: _Upload) -> Sequence[Answer]:
         """Waits for a body; raises InvalidArgumentError if it is known to be too large."""
         self._upload = upload
         self._begun_s = self._picker.clock.monotonic_s()
@@ -291,9 +292,7 @@ class Talk:
         self._check_size(upload.ask.prompt_bytes or 0)
         if upload.mode == _ECHOED:
             return ()  # the answer to the headers is due with that to the body
-        response = pb2.ProcessingResponse()
-        response.request_headers.SetInParent()
-        return (response,)
+        return (replies.unchanged("request_headers"),)
 
     def _check_size(self, size: int) -> None:
         most = self._picker.intake.max_prompt_bytes
@@ -302,9 +301,7 @@ class Talk:
             self._picker.intake.on_invalid(error)
             raise error
 
-    def _on_upload(
-        self, kind: str, message: pb2.ProcessingRequest
-    ) -> Sequence[pb2.ProcessingResponse]:
+    def _on_upload(self, kind: str, message: pb2.ProcessingRequest) -> Sequence[Answer]:
         """Takes a piece of a body, or its end; decides once it is whole."""
         upload = self._upload
         assert upload is not None  # awaited
@@ -319,7 +316,7 @@ class Talk:
         except DomainError as error:
             return (self.refuse(error),)
 
-    def _decided(self, upload: _Upload, kind: str) -> Sequence[pb2.ProcessingResponse]:
+    def _decided(self, upload: _Upload, kind: str) -> Sequence[Answer]:
         """Decides for a request whose body is there.
 
         Raises:
@@ -356,16 +353,12 @@ class Talk:
             data = with_model(model, rest)
         if not is_echoed:
             return (response if model == body.model else replies.with_body(response, data),)
-        answers = [response, *replies.sent_back(data, is_last=kind == "request_body")]
+        answers: list[Answer] = [response, *replies.sent_back(data, is_last=kind == "request_body")]
         if kind == "request_trailers":
-            trailers = pb2.ProcessingResponse()
-            trailers.request_trailers.SetInParent()
-            answers.append(trailers)
+            answers.append(replies.unchanged(kind))
         return answers
 
-    def _begun(
-        self, path: convert.Path, job: Job, kind: str = "request_headers"
-    ) -> pb2.ProcessingResponse:
+    def _begun(self, path: convert.Path, job: Job, kind: str = "request_headers") -> bytes:
         """Decides for a request; returns where it goes, as the answer to a part of it."""
         picker = self._picker
         exchange = self.exchange = picker.exchanges.begin(job, picker.places.alike)
@@ -386,9 +379,7 @@ class Talk:
         if path.model:
             added.append((":path", path.with_model(chosen.model)))
         trace = exchange.attempt.trace
-        if trace.sampled:
-            added += trace.metadata()
-        return replies.sent_on(chosen, added)
+        return replies.sent_on(chosen, added, trace.metadata() if trace.sampled else ())
 
     def _on_response(self, message: pb2.ProcessingRequest) -> pb2.ProcessingResponse:
         exchange, part = self.exchange, message.response_headers

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from services.router_inference.doors.envoy.picker import Picker
+from services.router_inference.doors.envoy.replies import Answer, written
 from tests.unit.services.router_inference.parts import Rig, make_rig
 from tiercel.envoy.v3 import external_processor_pb2 as pb2
 
@@ -125,9 +126,9 @@ class Exchange:
         """Returns the gateway's address."""
         return "ipv4:127.0.0.1:50000"
 
-    async def write(self, message: pb2.ProcessingResponse) -> None:
-        """Takes an answer."""
-        self._answers.put_nowait(message)
+    async def write(self, message: Answer) -> None:
+        """Takes an answer, as bytes as on the wire."""
+        self._answers.put_nowait(pb2.ProcessingResponse.FromString(written(message)))
 
     async def _messages(self) -> AsyncIterator[pb2.ProcessingRequest]:
         while (message := await self._told.get()) is not None:

@@ -16,6 +16,7 @@ from services.common.errors import (
 )
 from services.router_inference.doors.envoy import replies
 from tests.unit.services.router_inference.doors.envoy.gateway import destinations, set_headers
+from tiercel.envoy.v3 import external_processor_pb2 as pb2
 
 
 def test_metadata_is_told_only_if_there_is_any() -> None:
@@ -35,11 +36,15 @@ def test_what_answers_have_in_common_takes_nothing_from_one_to_the_next() -> Non
         replies.Stop("10.0.0.1:1", "small", "e0"),
     )
     chosen = replies.Chosen(stops, "llm", "price", "price@1", False, "request_headers")
-    first, second = (replies.sent_on(chosen, [(name, "1")]) for name in ("x-one", "x-two"))
+    first, second = (
+        pb2.ProcessingResponse.FromString(replies.sent_on(chosen, [(name, "1")], [("own", name)]))
+        for name in ("x-one", "x-two")
+    )
     for answer, own in ((first, "x-one"), (second, "x-two")):
         assert destinations(answer) == ["10.0.0.1:1", "10.0.0.2:1"]
         told = set_headers(answer)
         assert told.keys() & {"x-one", "x-two"} == {own}
+        assert told["own"] == own
         assert (told["x-tiercel-model"], told["x-tiercel-tier"]) == ("llm", "large")
         assert told["x-envoy-max-retries"] == "1"
         fields = answer.dynamic_metadata.fields["tiercel"].struct_value
