@@ -99,15 +99,17 @@ def relax(p: Pressures, now_s: float, window_s: float, target_K: NDArray[np.floa
         return
     p.at_s_1[0] = now_s
     deadlines = elapsed_s / max(window_s, SHORTEST_WINDOW_S)
-    kept = math.exp(-deadlines)
-    ends = total(p.ends_K)
     count = len(p.ends_K)
+    if total(p.pressure_K) > 0.0:  # else there is nothing to fall, as for most requests
+        ends = total(p.ends_K)
+        for k in range(count):
+            share = LEAST_SHARE / count
+            if ends > 0.0:
+                share = max(share, p.ends_K[k] / ends)
+            fall = GAIN * (1.0 - target_K[k]) * share * deadlines
+            p.pressure_K[k] = max(0.0, p.pressure_K[k] - fall)
+    kept = math.exp(-deadlines)
     for k in range(count):
-        share = LEAST_SHARE / count
-        if ends > 0.0:
-            share = max(share, p.ends_K[k] / ends)
-        fall = GAIN * (1.0 - target_K[k]) * share * deadlines
-        p.pressure_K[k] = max(0.0, p.pressure_K[k] - fall)
         p.ends_K[k] *= kept
 
 
