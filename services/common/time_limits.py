@@ -85,6 +85,10 @@ class TimeLimits:
         """Returns a limit to enter; `until_s` is in the time of the event loop, None for none."""
         return TimeLimit(self, until_s)
 
+    def within(self, span_s: float) -> TimeLimit:
+        """Returns a limit to enter, so many seconds from now."""
+        return TimeLimit(self, asyncio.get_running_loop().time() + span_s)
+
     def add(self, limit: TimeLimit) -> None:
         """Keeps a limit until it is removed."""
         self._open[limit] = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
@@ -18,6 +17,7 @@ from services.common.errors import (
     InvalidArgumentError,
     NotFoundError,
 )
+from services.common.time_limits import TimeLimits
 from services.router_inference.doors import convert
 from services.router_inference.doors.intake import Intake
 from services.router_inference.doors.validation import MAX_REQUEST_ID_CHARACTERS
@@ -71,6 +71,7 @@ class RouterInferenceServicer(pb2_grpc.RouterInferenceServiceServicer):
         self._accounts = accounts
         self._clock = clock
         self._new_relay = new_relay
+        self._limits = TimeLimits()
 
     async def Generate(
         self, request: pb2.GenerateRequest, context: Context
@@ -106,7 +107,7 @@ class RouterInferenceServicer(pb2_grpc.RouterInferenceServiceServicer):
         left_s = job.cutoff_s - self._clock.monotonic_s() + READER_GRACE_S
         reply = convert.StreamReply()
         try:
-            async with asyncio.timeout(left_s):
+            with self._limits.within(left_s):
                 async with aclosing(self._new_relay().answer(self._dispatcher, job)) as portions:
                     async for text, token_count in portions:
                         await context.write(reply.portion(text, token_count))

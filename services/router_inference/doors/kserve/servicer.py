@@ -22,6 +22,7 @@ from services.common.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from services.common.time_limits import TimeLimits
 from services.router_inference.doors.convert import waited_s
 from services.router_inference.doors.intake import Intake
 from services.router_inference.doors.kserve import metadata
@@ -75,7 +76,9 @@ class KserveServicer(kserve_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         self._client_of = client_of
         self._tasks = tasks
         self._statistics = Statistics(models.names)
-        self._answering = Answering(dispatcher, new_relay, self._statistics.on_end, clock)
+        self._answering = Answering(
+            dispatcher, new_relay, self._statistics.on_end, clock, TimeLimits()
+        )
         self._streams: set[RequestStream] = set()
         self._max_per_client = max_streams_per_client
         self._open_by_client: Counter[str] = Counter()

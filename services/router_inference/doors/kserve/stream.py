@@ -12,6 +12,7 @@ from tritonclient.grpc import service_pb2 as kserve
 
 from services.common.clock import Clock
 from services.common.errors import DeadlineExceededError, DomainError
+from services.common.time_limits import TimeLimits
 from services.router_inference.doors.kserve.asking import Asked, in_words_of_the_door
 from services.router_inference.doors.kserve.convert import Reply, error_message
 from services.router_inference.doors.kserve.models import EarlyError
@@ -33,12 +34,14 @@ class Answering(NamedTuple):
         new_relay: makes the relay of one streamed answer.
         on_end: told the model and the job of each that has ended.
         clock: tells the time.
+        limits: end what takes too long.
     """
 
     dispatcher: Dispatcher
     new_relay: Callable[[], StreamRelay]
     on_end: Callable[[str, Job], None]
     clock: Clock
+    limits: TimeLimits
 
 
 class RequestStream:
@@ -103,9 +106,9 @@ class RequestStream:
         except DomainError as error:
             await self._tell(error, request)
             return
-        dispatcher, _, on_end, clock = self._answering
+        dispatcher, _, on_end, clock, limits = self._answering
         try:
-            async with asyncio.timeout(job.cutoff_s - clock.monotonic_s() + READER_GRACE_S):
+            with limits.within(job.cutoff_s - clock.monotonic_s() + READER_GRACE_S):
                 if job.is_stream:
                     await self._relay(asked, job)
                 else:
