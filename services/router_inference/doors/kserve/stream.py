@@ -69,14 +69,15 @@ class RequestStream:
         self._ends_by_status = ends_by_status
         self._lock = asyncio.Lock()
         self._room = asyncio.Semaphore(_MOST_AT_ONCE)
-        self._reading: asyncio.Task[None] | None = None
+        self._reader: asyncio.Task[None] | None = None
         self.was_left = False
         """True if the client could not say all it had to say."""
 
     def leave(self) -> None:
         """Takes no further request; the call ends with those under way."""
-        if self._reading is not None:
-            self.was_left |= self._reading.cancel()
+        if self._reader is not None and not self.was_left:
+            self.was_left = True
+            self._reader.cancel()
 
     async def run(self, requests: AsyncIterator[kserve.ModelInferRequest]) -> None:
         """Answers requests until the client has no more.
@@ -86,7 +87,7 @@ class RequestStream:
         """
         try:
             async with asyncio.TaskGroup() as group:
-                self._reading = group.create_task(self._take(requests, group))
+                await self._take(requests, group)
         except BaseExceptionGroup as failures:
             # The first one ended the others.
             raise failures.exceptions[0] from None
@@ -94,10 +95,20 @@ class RequestStream:
     async def _take(
         self, requests: AsyncIterator[kserve.ModelInferRequest], group: asyncio.TaskGroup
     ) -> None:
-        async for request in requests:
-            await self._room.acquire()
-            task = group.create_task(self._answer(request))
-            task.add_done_callback(lambda _: self._room.release())
+        """Begins to answer requests, until there are no more or none is to be taken."""
+        # In the call's own task: each call would pay for one more.
+        reader = self._reader = asyncio.current_task()
+        assert reader is not None
+        try:
+            async for request in requests:
+                await self._room.acquire()
+                task = group.create_task(self._answer(request))
+                task.add_done_callback(lambda _: self._room.release())
+        except asyncio.CancelledError:
+            if not self.was_left or reader.uncancel():  # others end the call
+                raise
+        finally:
+            self._reader = None
 
     async def _answer(self, request: kserve.ModelInferRequest) -> None:
         """Answers one request; raises DomainError where that ends the call."""

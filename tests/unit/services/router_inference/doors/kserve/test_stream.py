@@ -339,6 +339,23 @@ async def test_a_stop_lets_requests_under_way_end_and_takes_no_more() -> None:
 
 
 @scenario
+async def test_a_client_that_leaves_as_the_router_stops_has_left() -> None:
+    """Both interrupt the same reading; nobody is left to be told of the stop."""
+    rig = rig_of()
+
+    async def sent() -> AsyncIterator[Any]:
+        yield await asyncio.get_running_loop().create_future()
+
+    call: Any = StreamCall()
+    task = asyncio.ensure_future(rig.core.kserve.ModelStreamInfer(sent(), call))
+    await asyncio.sleep(0.0)
+    rig.core.kserve.leave()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+@scenario
 async def test_calls_of_one_client_are_bounded_though_they_ask_nothing() -> None:
     """They would take the room of all others; one that has ended makes room."""
     rig = rig_of(max_streams_per_client=2)
