@@ -133,7 +133,7 @@ class ErrorInterceptor:
             is_open=method in self._open_watches,
         )
         take = self._taking(handler.request_deserializer)
-        give = handler.response_serializer
+        give = _giving(handler.response_serializer)
         if handler.request_streaming and handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(
                 call.stream(handler.stream_stream, call.messages, is_fed=True), take, give
@@ -170,6 +170,17 @@ class ErrorInterceptor:
                 return reject(problem, "", "MALFORMED_MESSAGE")
 
         return take
+
+
+def _giving(serialize: Callable[[Any], bytes] | None) -> Callable[[Any], bytes] | None:
+    """Returns what makes bytes of an answer; one that is bytes goes out as it is."""
+    if serialize is None:
+        return None
+
+    def give(answer: Any) -> bytes:
+        return answer if type(answer) is bytes else serialize(answer)
+
+    return give
 
 
 class _Registrar:

@@ -44,7 +44,6 @@ from services.common.telemetry_setup import setup_telemetry
 from services.router_inference import health_notes
 from services.router_inference.client_pool import ClientPool
 from services.router_inference.core import Core, Surroundings, build_core
-from services.router_inference.doors.envoy import picker
 from services.router_inference.doors.kserve import servicer as kserve_door
 from services.router_inference.doors.servicer import READER_GRACE_S
 from services.router_inference.machine_code import MachineCode, obtain, run_compiler
@@ -64,6 +63,8 @@ from services.router_inference.settings import (
 from services.router_inference.view.monitor_link import MonitorLink
 from services.router_inference.workers.place import Place
 from services.router_inference.workers.siblings import NoSiblings
+from tiercel.envoy.v3 import external_processor_pb2 as envoy_pb2
+from tiercel.envoy.v3 import external_processor_pb2_grpc as envoy_grpc
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2_grpc
 
@@ -385,8 +386,8 @@ def _services(core: Core, own: RouterInferenceSettings) -> list[ServiceDefinitio
     if core.picker is not None:
         services.append(
             ServiceDefinition(
-                picker.SERVICE.full_name,
-                partial(picker.register, core.picker),
+                envoy_pb2.DESCRIPTOR.services_by_name["ExternalProcessor"].full_name,
+                partial(envoy_grpc.add_ExternalProcessorServicer_to_server, core.picker),
                 listen=own.envoy_listen,
                 place=ENVOY,
                 health_names=("readiness",),

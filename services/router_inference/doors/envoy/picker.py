@@ -23,18 +23,17 @@ from services.common.errors import (
 from services.common.running_calls import going_away
 from services.common.time_limits import TimeLimit, TimeLimits
 from services.router_inference.doors.envoy.places import Places
-from services.router_inference.doors.envoy.replies import Answer, written
+from services.router_inference.doors.envoy.replies import Answer
 from services.router_inference.doors.envoy.talk import REASON_ORDER, Talk
 from services.router_inference.doors.intake import Intake
 from services.router_inference.path.decide import REASON_NO_ENDPOINT
 from services.router_inference.path.exchanges import Exchanges
 from services.router_inference.view.view import View
 from tiercel.envoy.v3 import external_processor_pb2 as pb2
-from tiercel.envoy.v3.external_processor_pb2_grpc import ExternalProcessorServicer
+from tiercel.envoy.v3 import external_processor_pb2_grpc as pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-SERVICE = pb2.DESCRIPTOR.services_by_name["ExternalProcessor"]
 REASON_SILENT = "NO_MESSAGE_IN_TIME"
 _FIRST_MESSAGE_S = 10.0
 """How long a stream may stay without its first message, seconds."""
@@ -42,7 +41,7 @@ _SENT_S = 1.0
 """How long a stop waits for an answer that is on its way to the gateway, seconds."""
 
 
-class Picker(ExternalProcessorServicer):
+class Picker(pb2_grpc.ExternalProcessorServicer):
     """Serves gateways.
 
     Attributes:
@@ -189,15 +188,3 @@ class Picker(ExternalProcessorServicer):
                 retry_after_s=self.view.fleet.retry_after_s(now_s),
             )
         return list(usable)[next(self._turn) % len(usable)]
-
-
-def register(picker: Picker, server: Any) -> None:
-    """Adds a picker to a server; the generated function takes no answers that are bytes."""
-    handler = grpc.stream_stream_rpc_method_handler(
-        picker.Process, pb2.ProcessingRequest.FromString, written
-    )
-    [method] = SERVICE.methods
-    handlers = {method.name: handler}
-    generic = grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)
-    server.add_generic_rpc_handlers((generic,))
-    server.add_registered_method_handlers(SERVICE.full_name, handlers)

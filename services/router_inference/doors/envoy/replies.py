@@ -128,11 +128,6 @@ def sent_to(
     return response
 
 
-def written(answer: Answer) -> bytes:
-    """Returns an answer as it goes out."""
-    return answer if isinstance(answer, bytes) else bytes(answer.SerializeToString())
-
-
 def sent_on(
     chosen: Chosen, headers: Iterable[tuple[str, str]], traced: Iterable[tuple[str, str]] = ()
 ) -> bytes:

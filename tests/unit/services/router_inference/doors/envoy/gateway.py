@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from services.router_inference.doors.envoy.picker import Picker
-from services.router_inference.doors.envoy.replies import Answer, written
+from services.router_inference.doors.envoy.replies import Answer
 from tests.unit.services.router_inference.parts import Rig, make_rig
 from tiercel.envoy.v3 import external_processor_pb2 as pb2
 
@@ -128,7 +128,8 @@ class Exchange:
 
     async def write(self, message: Answer) -> None:
         """Takes an answer, as bytes as on the wire."""
-        self._answers.put_nowait(pb2.ProcessingResponse.FromString(written(message)))
+        payload = message if isinstance(message, bytes) else message.SerializeToString()
+        self._answers.put_nowait(pb2.ProcessingResponse.FromString(payload))
 
     async def _messages(self) -> AsyncIterator[pb2.ProcessingRequest]:
         while (message := await self._told.get()) is not None:
