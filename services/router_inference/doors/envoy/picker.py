@@ -10,6 +10,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import grpc.aio
@@ -96,7 +97,8 @@ class Picker(pb2_grpc.ExternalProcessorServicer):
         Returns:
             True if the gateway has told all, however it ends the stream.
         """
-        talk = Talk(self, self._client_of(context), tuple(context.invocation_metadata() or ()))
+        client, metadata = partial(self._client_of, context), context.invocation_metadata()
+        talk = Talk(self, client, tuple(metadata or ()))
         loop = asyncio.get_running_loop()
         try:
             talk.until_s = loop.time() + _FIRST_MESSAGE_S

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from services.common.clock import Clock
@@ -117,8 +117,8 @@ class Talk:
         "is_new", "is_over", "is_written_to", "longest_s", "until_s",
     )  # fmt: skip
 
-    def __init__(self, picker: Parts, client: str, metadata: tuple[Any, ...]) -> None:
-        """Takes its parts, who asks, and the metadata of the call."""
+    def __init__(self, picker: Parts, client: Callable[[], str], metadata: tuple[Any, ...]) -> None:
+        """Takes its parts, who asks if the gateway does not say, and the metadata of the call."""
         self._picker = picker
         self._client = client
         self._metadata = metadata
@@ -260,7 +260,7 @@ class Talk:
                     headers,
                     path,
                     metadata=self._metadata,
-                    client=convert.client_of(message) or self._client,
+                    client=convert.client_of(message) or self._client(),
                     unknown_prompt_tokens=picker.view.traffic.mean_prompt_tokens,
                 )
             reads = picker.reads_bodies and path is not None and not path.model
