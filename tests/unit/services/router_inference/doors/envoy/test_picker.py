@@ -524,7 +524,7 @@ async def test_a_stop_waits_for_an_answer_on_its_way() -> None:
     exchange = Exchange(rig)
     written, write = asyncio.Event(), exchange.write
 
-    async def slow(message: pb2.ProcessingResponse) -> None:
+    async def slow(message: pb2.ProcessingResponse | bytes) -> None:
         await asyncio.sleep(0.2)
         await write(message)
         written.set()
