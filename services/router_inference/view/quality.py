@@ -75,7 +75,7 @@ class LearnedQuality:
         self._estimator = QualityEstimator(catalog.quality_KT)
         self._counts = counts
         # What is known of the first tasks, and what of the own part is in it.
-        self._known = self._counted = no_ratings(*counts.ratings().answers.shape)
+        self._known = self._counted = no_ratings(0, len(catalog.tiers))
         self._seen: SeenRatings | None = None
         self._is_told = False
         self._fleet = fleet
