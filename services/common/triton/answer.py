@@ -13,7 +13,6 @@ from typing import NamedTuple
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as kserve
 
-from services.common import wire
 from services.common.tiers.answer import Budget, TierChunk
 from services.common.tiers.errors import bad_answer
 from services.common.triton.errors import error_of_text
@@ -180,7 +179,7 @@ def _response_start(payload: bytes) -> int:
 
 def _head(payload: bytes, raws: list[bytes]) -> bytes:
     """Returns the bytes of a response before its tensors' bytes; empty if these are not its end."""
-    tail = b"".join(wire.field(_RAW_TAG_BYTES, raw) for raw in raws)
+    tail = b"".join(_RAW_TAG_BYTES + _number_bytes(len(raw)) + raw for raw in raws)
     start, end = _response_start(payload), len(payload) - len(tail)
     return payload[start:end] if 0 < start <= end and payload.endswith(tail) else b""
 
@@ -195,6 +194,15 @@ def _number(payload: bytes, at: int) -> tuple[int, int]:
             return value, place + 1
         shift += 7
     return 0, len(payload) + 1
+
+
+def _number_bytes(value: int) -> bytes:
+    found = bytearray()
+    while value > _SEVEN:
+        found.append(value & _SEVEN | _MORE)
+        value >>= 7
+    found.append(value)
+    return bytes(found)
 
 
 def _text_of(raw: bytes) -> bytes:

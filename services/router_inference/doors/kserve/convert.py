@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from tritonclient.grpc import service_pb2 as kserve
 
 from router.seat import Stay
-from services.common import wire
 from services.common.errors import (
     DomainError,
     ResourceExhaustedError,
@@ -31,70 +30,45 @@ _NO_REASON = "None"
 """Finish reason while an answer goes on, as the vLLM backend writes it."""
 
 
-_RESPONSE, _ID, _RAW = wire.tag(2), wire.tag(3), wire.tag(6)
-"""Tags of a message's `infer_response`, of its `id`, and of its `raw_output_contents`."""
-_MOST_HEADS = 1_024
-
-
-@lru_cache(_MOST_HEADS)
-def _head(model: str, outputs: tuple[tensors.Output, ...], *, goes_on: bool) -> bytes:
-    """Returns what responses with some outputs have in common, but for what is said at the end."""
-    response = kserve.ModelInferResponse(model_name=model, model_version=VERSION)
-    if goes_on:
-        response.parameters[FINAL].bool_param = False
+@cache
+def _template(outputs: tuple[tensors.Output, ...]) -> kserve.ModelStreamInferResponse:
+    """Returns a message with some outputs that is not the last; to be copied, never changed."""
+    message = kserve.ModelStreamInferResponse()
+    response = message.infer_response
+    response.model_version = VERSION
+    response.parameters[FINAL].bool_param = False
     for output in outputs:
         response.outputs.add(name=output.name, datatype=output.datatype, shape=[1])
-    return bytes(response.SerializeToString())
+    return message
 
 
 class Reply:
-    """Makes the messages of one answer, as bytes: they differ in a few of them."""
+    """Makes the messages of one answer; each is good until the next is made."""
 
-    __slots__ = ("_asked", "_going_on", "_id", "_prefix")
+    __slots__ = ("_asked", "_message", "_prefix", "_raws", "_response")
 
     def __init__(self, asked: Asked) -> None:
         """Takes what was asked."""
         self._asked = asked
         self._prefix = asked.prefix
-        self._id = wire.field(_ID, asked.id.encode()) if asked.id else b""
-        self._going_on = self._id + _head(asked.model.name, asked.outputs, goes_on=True)
+        message = self._message = kserve.ModelStreamInferResponse()
+        message.CopyFrom(_template(asked.outputs))
+        response = self._response = message.infer_response
+        response.model_name = asked.model.name
+        response.id = asked.id
+        self._raws = response.raw_output_contents
 
-    def portion(self, text: str, token_count: int) -> bytes:
+    def portion(
+        self, text: str, token_count: int, finish_reason: str = _NO_REASON
+    ) -> kserve.ModelStreamInferResponse:
         """Returns the message of a piece of the answer."""
-        raws = self._raws(text, token_count, _NO_REASON)
-        return wire.field(_RESPONSE, self._going_on + raws)
-
-    def end(self, job: Job, last: tuple[str, int] | None) -> bytes:
-        """Returns the last message, with what is known of the answer.
-
-        Args:
-            job: The request, answered.
-            last: Text and token count that were not sent yet; None for none.
-        """
-        asked, raws = self._asked, b""
-        outputs = asked.outputs
-        if last is None and asked.wants_empty_final:
-            outputs = ()
-        else:
-            text, token_count = last or ("", 0)
-            raws = self._raws(text, token_count, job.finish_reason or _NO_REASON)
-        head = _head(asked.model.name, outputs, goes_on=False)
-        return wire.field(_RESPONSE, self._id + head + _described(job, is_final=True) + raws)
-
-    def whole(self, job: Job, text: str) -> bytes:
-        """Returns the answer to ModelInfer."""
-        raws = self._raws(text, job.output_tokens, job.finish_reason or _NO_REASON)
-        head = _head(self._asked.model.name, self._asked.outputs, goes_on=False)
-        return self._id + head + _described(job, is_final=False) + raws
-
-    def _raws(self, text: str, token_count: int, finish_reason: str) -> bytes:
-        """Returns the tensors' bytes of a message, as fields of it."""
         if self._prefix:
             text, self._prefix = self._prefix + text, ""
-        outputs = self._asked.outputs
+        raws, outputs = self._raws, self._asked.outputs
+        del raws[:]
         if outputs == _TEXT_ALONE:
-            return wire.field(_RAW, tensors.text_tensor(text))
-        raws = []
+            raws.append(tensors.text_tensor(text))
+            return self._message
         for output in outputs:
             if output is tensors.TEXT:
                 raws.append(tensors.text_tensor(text))
@@ -102,16 +76,35 @@ class Reply:
                 raws.append(token_count.to_bytes(4, "little"))
             else:
                 raws.append(tensors.text_tensor(finish_reason))
-        return b"".join([wire.field(_RAW, raw) for raw in raws])
+        return self._message
 
+    def end(self, job: Job, last: tuple[str, int] | None) -> kserve.ModelStreamInferResponse:
+        """Returns the last message, with what is known of the answer.
 
-def _described(job: Job, *, is_final: bool) -> bytes:
-    """Returns a response that only says what is known of an answer."""
-    response = kserve.ModelInferResponse()
-    if is_final:
-        response.parameters[FINAL].bool_param = True
-    _describe(job, response.parameters)
-    return bytes(response.SerializeToString())
+        Args:
+            job: The request, answered.
+            last: Text and token count that were not sent yet; None for none.
+        """
+        response = self._response
+        if last is None and self._asked.wants_empty_final:
+            del response.outputs[:]
+            del self._raws[:]
+        else:
+            text, token_count = last or ("", 0)
+            self.portion(text, token_count, job.finish_reason or _NO_REASON)
+        said = response.parameters
+        said[FINAL].bool_param = True
+        _describe(job, said)
+        return self._message
+
+    def whole(self, job: Job, text: str) -> kserve.ModelInferResponse:
+        """Returns the answer to ModelInfer."""
+        response = self._response
+        self.portion(text, job.output_tokens, job.finish_reason or _NO_REASON)
+        said = response.parameters
+        del said[FINAL]
+        _describe(job, said)
+        return response
 
 
 def _describe(job: Job, said: Any) -> None:

@@ -162,8 +162,10 @@ class KserveServicer(kserve_grpc.GRPCInferenceServiceServicer):  # type: ignore[
 
     # ---- inference ----
 
-    async def ModelInfer(self, request: kserve.ModelInferRequest, context: Context) -> bytes:
-        """Answers a prompt in one piece; returns the bytes of the response."""
+    async def ModelInfer(
+        self, request: kserve.ModelInferRequest, context: Context
+    ) -> kserve.ModelInferResponse:
+        """Answers a prompt in one piece."""
         call_metadata = context.invocation_metadata()
         left_s = context.time_remaining()
         asked, job = self._read(

@@ -156,7 +156,7 @@ class RequestStream:
         except TimeoutError:
             raise _not_read() from None
 
-    async def _write(self, message: bytes | kserve.ModelStreamInferResponse) -> None:
+    async def _write(self, message: kserve.ModelStreamInferResponse) -> None:
         """Sends a message once its turn has come."""
         async with self._lock:
             await self._context.write(message)

@@ -176,3 +176,12 @@ async def test_a_call_that_ended_at_its_own_time_limit_is_no_cancellation(
     reason = "CLIENT_CANCELLED" if code == "CANCELLED" else "CLIENT_DEADLINE"
     found = registry.get_sample_value("tiercel_rpc_handled_total", {**labels, "reason": reason})
     assert found == 1.0
+
+
+def test_an_answer_that_is_bytes_goes_out_as_it_is() -> None:
+    """Where most of it is known before it is put together of bytes; others are written."""
+    table = _table(CollectorRegistry(), FakeClock())
+    inner: Any = grpc.unary_unary_rpc_method_handler(lambda *_: None, None, str.encode)
+    give = table.wrap("a.B/C", inner).response_serializer
+    assert give is not None
+    assert (give(b"as it is"), give("written")) == (b"as it is", b"written")

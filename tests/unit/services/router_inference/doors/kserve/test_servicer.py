@@ -22,16 +22,10 @@ from services.router_inference.doors.kserve.servicer import SERVICE_NAME
 from services.router_inference.job import Job
 from tests.kserve_requests import infer_request, outputs_of, said
 from tests.unit.services.router_inference.doors.test_servicer import CALL
-from tests.unit.services.router_inference.parts import Behaviour, Rig, make_rig
+from tests.unit.services.router_inference.parts import Behaviour, make_rig
 from tests.unit.services.router_inference.scenario import scenario
 
 DEFAULT: dict[str, Any] = {"default_task": "hard"}
-
-
-async def whole(rig: Rig, request: kserve.ModelInferRequest) -> kserve.ModelInferResponse:
-    """Returns the answer to ModelInfer, read from its bytes."""
-    payload = await rig.core.kserve.ModelInfer(request, CALL)
-    return kserve.ModelInferResponse.FromString(payload)
 
 
 @scenario
@@ -42,7 +36,7 @@ async def test_a_prompt_is_answered_in_one_piece() -> None:
         "tiercel", request_id="7", exclude_input_in_output=True, return_finish_reason=True,
         return_num_output_tokens=True,
     )  # fmt: skip
-    response = await whole(rig, request)
+    response = await rig.core.kserve.ModelInfer(request, CALL)
     assert (response.model_name, response.model_version, response.id) == ("tiercel", "1", "7")
     assert outputs_of(response) == {
         "text_output": b"ab", "finish_reason": b"stop", "num_output_tokens": 2,
@@ -66,7 +60,7 @@ async def test_a_prompt_is_answered_in_one_piece() -> None:
 async def test_an_answer_begins_with_the_prompt_unless_told_otherwise() -> None:
     """As the vLLM backend does it."""
     rig = make_rig(**DEFAULT)
-    response = await whole(rig, infer_request())
+    response = await rig.core.kserve.ModelInfer(infer_request(), CALL)
     assert outputs_of(response) == {"text_output": b"helloab"}
 
 
@@ -74,7 +68,7 @@ async def test_an_answer_begins_with_the_prompt_unless_told_otherwise() -> None:
 async def test_a_tiers_name_pins_the_tier() -> None:
     """And the answer says so."""
     rig = make_rig(**DEFAULT)
-    response = await whole(rig, infer_request("small"))
+    response = await rig.core.kserve.ModelInfer(infer_request("small"), CALL)
     told = said(response)
     assert (told["tiercel_tier"], told["tiercel_step_down_reason"]) == ("small", "pinned")
 

@@ -38,9 +38,10 @@ class StreamCall(Call):
         self.metadata = metadata
 
     async def write(self, message: Any) -> None:
-        """Takes a message, or its bytes."""
-        payload = message if isinstance(message, bytes) else message.SerializeToString()
-        await super().write(kserve.ModelStreamInferResponse.FromString(payload))
+        """Takes a copy: the door may use a message again."""
+        copy = kserve.ModelStreamInferResponse()
+        copy.CopyFrom(message)
+        await super().write(copy)
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         """Returns the metadata."""
