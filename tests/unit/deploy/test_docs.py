@@ -133,11 +133,10 @@ def test_named_modules_exist() -> None:
 
 @functools.cache
 def _options(module: str) -> re.Pattern[str]:
-    """Returns what matches the options that the folder of a module declares."""
+    """Returns what matches the options of a module's folder, and of the one above it."""
     path = ROOT / module.replace(".", "/")
-    folder = path if path.is_dir() else path.parent
     found = {"--help"}
-    for file in folder.glob("*.py"):
+    for file in (*path.glob("*.py"), *path.parent.glob("*.py")):
         found.update(re.findall(r'"(--[a-z_{}-]+)"', file.read_text(encoding="utf-8")))
     return re.compile("|".join(re.sub(r"\{\w+\}", "[a-z-]+", each) for each in sorted(found)))
 
