@@ -35,7 +35,7 @@ _NOTHING = Rating(0, 0.0, 0.0)
 class _Counted:
     """What of a router process is counted.
 
-    Args:
+    Attributes:
         table: That.
         told: What it told last, of which nothing is left to count.
         heard_s: When it told, monotonic seconds.
