@@ -86,9 +86,9 @@ async def test_a_browser_shows_the_mesh(
         dom = await asyncio.to_thread(rendered, url, width=width)
         assert '<td class="left">reverse</td>' in dom
         cells = re.findall(r"<td[^>]*>([^<]*)</td>", dom)
-        assert cells[:7] == ["reverse", "0.99", "0.900 !", "0.200", "100", "200", "123"]
+        assert cells[:8] == ["reverse", "0.99", "0.900 !", "0.200", "100", "200", "123", "128"]
         # Nothing ended since the page was opened, so there is no share yet.
-        assert cells[7:12] == ["reverse", "each token", "-", "-", "0"]
+        assert cells[8:13] == ["reverse", "each token", "-", "-", "0"]
         assert '<div id="due">' in dom
         assert "&lt;img src=x onerror=alert(1)&gt;" in dom
         assert "down: does not answer" in dom
