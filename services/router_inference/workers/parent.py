@@ -413,6 +413,8 @@ def _reserved(listen: str) -> Iterator[socket.socket]:
         family = socket.getaddrinfo(wanted.host, wanted.port, type=socket.SOCK_STREAM)[0][0]
         holder = socket.socket(family, socket.SOCK_STREAM)
         with holder:
+            # Else connections that a router before has closed would hold the port for a minute.
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             holder.bind((wanted.host, wanted.port))
             yield holder

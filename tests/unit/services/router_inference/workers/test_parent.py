@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import socket
 from typing import Any, cast
 
 import pytest
 
 from services.common.lifecycle import FAILURE_EXIT_CODE
 from services.common.log import get_logger
-from services.router_inference.workers.parent import Parent
+from services.router_inference.workers.parent import Parent, _reserved
 from tests.unit.services.router_inference.parts import make_rig
 from tests.unit.services.router_inference.scenario import scenario
 
@@ -39,3 +40,17 @@ def test_a_worker_that_cannot_be_forked_is_tried_again(
         assert parent._exit_code == (0 if has_served else FAILURE_EXIT_CODE)
 
     scene()
+
+
+def test_a_port_whose_connections_were_just_closed_is_taken_again() -> None:
+    """Who closes first keeps a connection for a minute: a restart must not wait for that."""
+    with socket.socket() as before:
+        before.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        before.bind(("127.0.0.1", 0))
+        before.listen()
+        address = before.getsockname()
+        with socket.create_connection(address) as client:
+            before.accept()[0].close()
+            assert client.recv(1) == b""
+    with _reserved(f"127.0.0.1:{address[1]}") as holder:
+        assert holder.getsockname() == address
