@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from numpy.typing import NDArray
 
 PRIOR: Final = 50.0
@@ -59,6 +61,24 @@ class Ratings(NamedTuple):
     answers: NDArray[np.float64]
     mean: NDArray[np.float64]
     square: NDArray[np.float64]
+
+
+RatedTier = tuple[str, str]
+"""Task and tier."""
+
+
+def ratings_of(
+    cells: Mapping[RatedTier, Rating], tasks: Sequence[str], tiers: Sequence[str]
+) -> Ratings:
+    """Returns ratings by name as arrays, [K, T]; those of other tasks and tiers are left."""
+    found = no_ratings(len(tasks), len(tiers))
+    task_at = {task: k for k, task in enumerate(tasks)}
+    tier_at = {tier: t for t, tier in enumerate(tiers)}
+    for (task, tier), rating in cells.items():
+        if task in task_at and tier in tier_at:
+            for array, value in zip(found, rating, strict=True):
+                array[task_at[task], tier_at[tier]] = value
+    return found
 
 
 def no_ratings(*shape: int) -> Ratings:

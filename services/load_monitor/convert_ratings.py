@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from router.quality import Rating
+from router.quality import RatedTier, Rating
 from services.common.checks import Checks, checks_of_stored
-from services.load_monitor.model import RatedTier, RatingTable
+from services.load_monitor.model import RatingTable
 from services.load_monitor.ratings import MOST_PROCESSES, MOST_RATED, Process
 from tiercel.load_monitor.v1 import system_state_pb2 as state_pb2
 

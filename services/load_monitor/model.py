@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from router.fleet import EndpointSpec
-from router.quality import Rating
+from router.quality import RatedTier, Rating
 from services.load_monitor.loads import KINDS, CandidateOrder, Loads, RouterLoads
 from services.load_monitor.targets import TargetOverride
 
@@ -93,8 +93,6 @@ class EndpointView:
     reason: str
 
 
-RatedTier = tuple[str, str]
-"""Task and tier."""
 RatingTable = Mapping[RatedTier, Rating]
 """Never changed: another table is another object."""
 NO_RATINGS: RatingTable = {}

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from router.quality import Rating, Ratings, joined, since
+from router.quality import RatedTier, Rating, Ratings, joined, since
 from services.common.checks import MAX_COUNT
 from services.common.clock import Clock
-from services.load_monitor.model import NO_RATINGS, RatedTier, RatingTable, RouterReport
+from services.load_monitor.model import NO_RATINGS, RatingTable, RouterReport
 
 MOST_RATED = 1_024
 """Tiers of tasks of which ratings are kept; what is said of more is left out."""

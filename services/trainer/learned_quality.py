@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from router.catalog import Catalog
-from router.quality import QualityEstimator, Rating, no_ratings
+from router.quality import QualityEstimator, RatedTier, Rating, ratings_of
+from services.common.ratings import read_ratings
 from services.trainer.jobs import MeshSpec
-from tiercel.load_monitor.v1.system_state_pb2 import SystemState, TaskRatings
-
-RatedTier = tuple[str, str]
-"""Task and tier."""
-_MOST_RATINGS = 2**53
+from tiercel.load_monitor.v1.system_state_pb2 import SystemState
 
 
-def ratings_of(state: SystemState) -> dict[RatedTier, Rating]:
+def ratings_in(state: SystemState) -> dict[RatedTier, Rating]:
     """Returns what clients said of answers everywhere; nothing where no router goes by it."""
     if not any(router.learns_quality for router in state.routers):
         return {}
-    return dict(_readable(state.task_ratings))
+    return read_ratings(state.task_ratings)
 
 
 def learned(
@@ -33,30 +30,15 @@ def learned(
         ratings: What clients said of answers; what the settings do not have is left.
     """
     catalog = Catalog.build(tiers, spec.tasks, spec.quality)
-    task_at = {task.name: k for k, task in enumerate(spec.tasks)}
-    tier_at = {tier: t for t, tier in enumerate(tiers)}
-    heard = no_ratings(*catalog.quality_KT.shape)
-    for (task, tier), rating in ratings.items():
-        if task in task_at and tier in tier_at:
-            for array, value in zip(heard, rating, strict=True):
-                array[task_at[task], tier_at[tier]] = value
+    tasks = [task.name for task in spec.tasks]
+    heard = ratings_of(ratings, tasks, tiers)
     if not heard.answers.any():
         return spec
     estimator = QualityEstimator(catalog.quality_KT)
     estimator.hear(heard)
-    rows = dict(zip(task_at, estimator.quality_KT.tolist(), strict=True))
+    rows = dict(zip(tasks, estimator.quality_KT.tolist(), strict=True))
     quality = {
         task: {**row, **dict(zip(tiers, rows[task], strict=True))} if task in rows else row
         for task, row in spec.quality.quality.items()
     }
     return replace(spec, quality=replace(spec.quality, quality=quality))
-
-
-def _readable(tasks: Iterable[TaskRatings]) -> Iterable[tuple[RatedTier, Rating]]:
-    """Yields what can be ratings; NaN lies nowhere."""
-    for task in tasks:
-        for each in task.tiers:
-            is_one = 0.0 <= each.mean <= 1.0 and 0.0 <= each.mean_square <= 1.0
-            if is_one and 0 < each.rating_count <= _MOST_RATINGS:
-                rating = Rating(each.rating_count, each.mean, each.mean_square)
-                yield (task.task, each.tier), rating

@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 
 import grpc.aio
 
-from router.quality import Rating
+from router.quality import RatedTier, Rating
 from router.watch import WatchReport
 from services.common.clock import Clock
 from services.common.log import Logger
 from services.trainer.convert import trial_seen, watch_seen
-from services.trainer.learned_quality import RatedTier, ratings_of
+from services.trainer.learned_quality import ratings_in
 from services.trainer.rollout_verdicts import TrialSeen
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as pb
 from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as pb_grpc
@@ -178,7 +178,7 @@ class MeshView:
                     reason=router.refusal,
                 )
         self._told = {_told_by(router) for router in self.routers if router.refusal}
-        self.ratings = ratings_of(state)
+        self.ratings = ratings_in(state)
         endpoints = [each.endpoint for each in state.endpoints]
         devices: dict[str, dict[str, None]] = {}
         for endpoint in endpoints:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from router.watch import REQUESTS, Figures, WatchReport
 from services.common import slo_kinds
 from services.common.convert import endpoint_of_message
 from services.common.mesh_settings import MOST_TARGET
+from services.common.ratings import read_ratings
 from services.common.times import duration_of, seconds_of, timestamp_of
 from services.router_inference.policy.trial_counts import TrialTold
 from services.router_inference.records.accounts import (
@@ -49,7 +50,6 @@ Candidate = tuple[str, str]
 _MOST_MESH_RPS = 1e15
 _MOST_LOAD = 1e18
 _LONGEST_AGE_S = 3_600.0
-_MOST_RATINGS = 2**53
 _PACKED_FIELDS = (
     "in_flight_counts",
     "waiting_prompt_token_counts",
@@ -196,19 +196,9 @@ def _home(message: system_state_pb2.HomeShare) -> Share:
 
 def _seen_ratings(message: system_state_pb2.OtherRoutersState) -> SeenRatings:
     told = message.ratings
-    return SeenRatings(_cells(told.tasks), _cells(told.own_tasks), bool(message.own_sequence))
-
-
-def _cells(tasks: Iterable[system_state_pb2.TaskRatings]) -> dict[tuple[str, str], Rating]:
-    """Returns ratings by task and tier; what can be none is left out, NaN lies nowhere."""
-    return {
-        (task.task, each.tier): Rating(each.rating_count, each.mean, each.mean_square)
-        for task in tasks
-        for each in task.tiers
-        if 0 < each.rating_count <= _MOST_RATINGS
-        and 0.0 <= each.mean <= 1.0
-        and 0.0 <= each.mean_square <= 1.0
-    }
+    return SeenRatings(
+        read_ratings(told.tasks), read_ratings(told.own_tasks), bool(message.own_sequence)
+    )
 
 
 def _targets(message: system_state_pb2.TargetOverrides) -> tuple[SeenTarget, ...]:

@@ -13,7 +13,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from router.catalog import Catalog
-from router.quality import QualityEstimator, Rating, Ratings, joined, no_ratings, since
+from router.quality import (
+    QualityEstimator,
+    RatedTier,
+    Rating,
+    Ratings,
+    joined,
+    no_ratings,
+    ratings_of,
+    since,
+)
 from services.common.clock import Clock
 from services.common.log import Logger
 from services.router_inference.records.metrics import RouterMetrics
@@ -101,7 +110,7 @@ class LearnedQuality:
         """Whether it learns."""
         return self._is_on
 
-    def told(self) -> Mapping[tuple[str, str], Rating]:
+    def told(self) -> Mapping[RatedTier, Rating]:
         """Returns what clients said to this router since it started, by task and tier."""
         if not self._is_on:
             return {}
@@ -196,17 +205,10 @@ class LearnedQuality:
         self._counted = own
         self._estimator.hear(self._known)
 
-    def _table(self, cells: Mapping[tuple[str, str], Rating]) -> Ratings:
-        """Returns cells by name as arrays, [K, T]; those that the settings do not have are left."""
-        catalog = self._catalog
-        found = no_ratings(*self._counts.ratings().answers.shape)
-        task_at = {task.name: k for k, task in enumerate(catalog.tasks[: len(found.answers)])}
-        tier_at = {tier: t for t, tier in enumerate(catalog.tiers)}
-        for (task, tier), rating in cells.items():
-            if task in task_at and tier in tier_at:
-                for array, value in zip(found, rating, strict=True):
-                    array[task_at[task], tier_at[tier]] = value
-        return found
+    def _table(self, cells: Mapping[RatedTier, Rating]) -> Ratings:
+        count = len(self._counts.ratings().answers)
+        tasks = [task.name for task in self._catalog.tasks[:count]]
+        return ratings_of(cells, tasks, self._catalog.tiers)
 
     def _show(self) -> None:
         for each in self.read():

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from router.quality import Rating
+from router.quality import RatedTier, Rating
 from services.load_monitor.convert import report_from_message
 from services.load_monitor.convert_ratings import messages_of_table
-from services.load_monitor.model import RatedTier, RatingTable, RouterReport
+from services.load_monitor.model import RatingTable, RouterReport
 from services.load_monitor.ratings import GONE_S, MOST_PROCESSES, MOST_RATED, MeshRatings
 from tests.fakes.clock import FakeClock
 from tiercel.load_monitor.v1 import system_state_pb2 as pb

@@ -11,7 +11,7 @@ from router.profile import LatencyProfile
 from router.quality import QualityEstimator, Rating
 from router.types import Task
 from services.trainer.jobs import MeshSpec
-from services.trainer.learned_quality import learned, ratings_of
+from services.trainer.learned_quality import learned, ratings_in
 from tiercel.load_monitor.v1 import system_state_pb2 as pb
 
 TIERS = ("small", "large")
@@ -64,12 +64,12 @@ def state(*told: tuple[int, float, float], learns: bool = True) -> pb.SystemStat
 
 def test_ratings_count_where_a_router_goes_by_them() -> None:
     """Those of a mesh in which none learns any more are of no use."""
-    assert ratings_of(state((3, 0.5, 0.25))) == {("hard", "0"): Rating(3, 0.5, 0.25)}
-    assert ratings_of(state((3, 0.5, 0.25), learns=False)) == {}
-    assert ratings_of(pb.SystemState()) == {}
+    assert ratings_in(state((3, 0.5, 0.25))) == {("hard", "0"): Rating(3, 0.5, 0.25)}
+    assert ratings_in(state((3, 0.5, 0.25), learns=False)) == {}
+    assert ratings_in(pb.SystemState()) == {}
 
 
 def test_what_can_be_no_rating_is_left_out() -> None:
     """Whoever the monitor is."""
     wrong = [(0, 0.5, 0.25), (2**60, 0.5, 0.25), (1, math.nan, 0.25), (1, 0.5, math.inf)]
-    assert ratings_of(state(*wrong)) == {}
+    assert ratings_in(state(*wrong)) == {}
