@@ -56,7 +56,7 @@ class ConnectionPool:
 
     def send_anew(self, exchange: Exchange, request: bytes) -> None:
         """Sends a request on a new connection."""
-        opening = _Opening()
+        opening = _Opening(self._opening)
         exchange.carrier = opening
         self._opening.add(opening)
         opening.task = self._loop.create_task(self._connect(opening, exchange, request))
@@ -122,13 +122,17 @@ class ConnectionPool:
 class _Opening:
     """A request whose connection is being opened."""
 
-    __slots__ = ("task",)
+    __slots__ = ("_all", "task")
 
-    def __init__(self) -> None:
+    def __init__(self, all_of_them: set[_Opening]) -> None:
+        """Takes the set that it is in until it ends."""
+        self._all = all_of_them
         self.task: asyncio.Task[None] | None = None
 
     def abort(self) -> None:
         """Opens no connection."""
+        # Not left to the task: one that is cancelled before its first step never runs.
+        self._all.discard(self)
         if self.task is not None:
             self.task.cancel()
 

@@ -233,6 +233,8 @@ class TierStream:
 
     def cancel(self) -> None:
         """Cancels the call."""
+        # Not left to the task: one that is cancelled before its first step never runs.
+        self._streams.forget(self)
         if self._call is not None:
             self._call.cancel()
         # The task may wait for a connection, which the end of its call does not wake.

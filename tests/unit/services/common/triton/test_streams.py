@@ -128,6 +128,16 @@ async def test_a_cancelled_request_takes_its_call_with_it() -> None:
         assert server.calls == 2
 
 
+async def test_a_request_given_up_before_it_is_sent_leaves_nothing() -> None:
+    """Its time may be over, or its client gone, before its call begins."""
+    async with serving() as (_, client):
+        heard: list[Any] = []
+        asking = client.ask("m", "x", 4, timeout_s=5.0, on_chunk=heard.append, on_end=heard.append)
+        asking.cancel()
+        await until(lambda: not client.busy_count, "no call carries it", 5.0)
+        assert (client.stream_count, heard) == (0, [])
+
+
 async def test_a_call_that_was_cancelled_waits_for_no_collector() -> None:
     """A router's looks seldom, and until then the call would keep its connection open."""
 
