@@ -160,7 +160,8 @@ class RouterInferenceSettings(ServerSettings):
     eject_max_s: float = Field(default=8.0, gt=0.0, le=3_600.0)
     """Longest such time, seconds."""
     silent_eject_s: float = Field(default=3.0, gt=0.0, le=300.0)
-    """Silence after which a candidate that lets requests run out of time counts as failing, s."""
+    """Silence after which a candidate that lets requests run out of time, or has no room for any,
+    counts as failing, seconds."""
     ramp_s: float = Field(default=2.0, gt=0.0, le=300.0)
     """Time over which a candidate that came back is brought to its full share, seconds."""
     lease_s: float = Field(default=30.0, gt=0.0, le=3_600.0)

@@ -141,6 +141,16 @@ class AttemptParts:
         elif target.breaker.on_silence(self.monotonic_s(), sent_s):
             self.count_ejection(target)
 
+    def blame_refusal(self, target: Target, reason: str) -> None:
+        """Counts that a candidate had no room for a request.
+
+        After a time in which this process did not run, what it said to others was not read yet.
+        """
+        if self.lag_s() > _DEAF_S:
+            target.breaker.on_unknown()
+        elif target.breaker.on_refusal(self.monotonic_s(), reason):
+            self.count_ejection(target)
+
     def count_ejection(self, target: Target) -> None:
         """Counts that a candidate is left alone from now on."""
         self.accounts.metrics.ejections.labels(tier=target.tier, endpoint=target.endpoint).inc()
@@ -392,14 +402,17 @@ class AttemptRun:
         self._look_after(_LOOK_AGAIN_S)
 
     def _blame(self, error: TierError) -> None:
-        """Counts a failure of the endpoint, not of the request or of its queue.
+        """Counts a failure of the endpoint, not of the request.
 
         What may be the request's fault waits for `blame_doubted`.
         """
-        if isinstance(error, TierInvalidError | TierOverloadedError | TierUnknownError):
+        parts = self._parts
+        if isinstance(error, TierOverloadedError):
+            parts.blame_refusal(self.target, error.reason)
+            return
+        if isinstance(error, TierInvalidError | TierUnknownError):
             self.target.breaker.on_unknown()
             return
-        parts = self._parts
         if self.target.breaker.on_failure(parts.monotonic_s(), error.reason):
             parts.count_ejection(self.target)
 

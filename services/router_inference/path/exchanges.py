@@ -119,7 +119,7 @@ class Exchange:
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             self._fail(now_s)
         elif status == HTTPStatus.TOO_MANY_REQUESTS:
-            self.served.breaker.on_unknown()
+            self._parts.blame_refusal(self.served, f"HTTP_{status}")
             self._end(Outcome.FAILED, REASON_TIER_OVERLOADED, "overloaded", now_s)
         elif status >= HTTPStatus.BAD_REQUEST:
             self.served.breaker.on_unknown()

@@ -28,8 +28,8 @@ class BreakerLimits:
         eject_after_failures: failures without a complete answer between them that eject.
         eject_s: first ejection, seconds; doubles with every failed probe.
         eject_max_s: longest ejection, seconds.
-        silent_eject_s: silence after which requests that ran out of time count as failures,
-            seconds.
+        silent_eject_s: silence after which requests that ran out of time, or that there was no room
+            for, count as failures, seconds.
         ramp_s: time from the first good probe to the full share, seconds.
     """
 
@@ -47,6 +47,8 @@ _FIRST_SHARE = 0.1
 # caller can make a tier say, there is a place left for everybody's requests, and one good answer
 # opens it again.
 _DOUBT_SHARE = 0.002
+_PAUSE_SHARE = 0.5
+"""Most that the time between two refusals counts for, as a part of `silent_eject_s`."""
 
 
 class Breaker:
@@ -59,13 +61,14 @@ class Breaker:
     | probing | one request at a time | ramping, at a token of it; ejected, if it fails |
     | ramping | a tenth, then more | closed, after `ramp_s`; ejected, at a failure |
 
-    Two kinds of failures are not plain. Silence is a failure only where nobody else had a word for
-    `silent_eject_s`. Of a failure that may be the request's own fault a doubt stays: what such
-    failures eject keeps a small share, and any token of it begins the ramp.
+    Three kinds of failures are not plain. Silence is a failure only where nobody else had a word
+    for `silent_eject_s`, and so is a refusal for want of room. Of a failure that may be the
+    request's own fault a doubt stays: what such failures eject keeps a small share, and any token
+    of it begins the ramp.
 
     Who dispatches a request says so (`on_dispatch`), and later how it went: `on_answer`,
-    `on_failure`, `on_silence` or `on_unknown`. A probe of which that is not said has no end, and is
-    followed by no other.
+    `on_failure`, `on_silence`, `on_refusal` or `on_unknown`. A probe of which that is not said has
+    no end, and is followed by no other.
     """
 
     __slots__ = (
@@ -78,6 +81,8 @@ class Breaker:
         "_on_change",
         "_probe_running",
         "_ramp_start_s",
+        "_refusal_s",
+        "_refusing_s",
         "_state",
         "_until_s",
         "last_reason",
@@ -95,6 +100,9 @@ class Breaker:
         self._probe_running = False
         self._asked_s: float | None = None
         self._last_s = 0.0
+        # The last refusal since a token came, and for how long there have been nothing but such.
+        self._refusal_s: float | None = None
+        self._refusing_s = 0.0
         self._state = BreakerState.CLOSED
         self.last_reason = ""
 
@@ -156,7 +164,8 @@ class Breaker:
 
     def on_sign_of_life(self, now_s: float) -> None:
         """Counts a token, which undoes no failure: an endpoint may break off all it begins."""
-        self._asked_s = None
+        self._asked_s = self._refusal_s = None
+        self._refusing_s = 0.0
         is_doubted = self._is_doubt and self.state is BreakerState.EJECTED
         if is_doubted or self.state is BreakerState.PROBING:
             self._ramp_start_s = now_s
@@ -204,6 +213,27 @@ class Breaker:
         if self._asked_s is None or now_s - self._asked_s < self._limits.silent_eject_s:
             return False
         return self.on_failure(now_s, SILENT)
+
+    def on_refusal(self, now_s: float, reason: str) -> bool:
+        """Counts a request that there was no room for; returns True if it ejects.
+
+        Who is busy answers others meanwhile. One that has no room for anybody looks idle, and would
+        be sent nearly everything. It is doubted only: some servers say so of requests that are too
+        large. Of a long pause between two refusals a part counts, so that one after it, together
+        with those of a burst that follows, is not enough.
+
+        Args:
+            now_s: monotonic seconds.
+            reason: what it said.
+        """
+        longest_s = self._limits.silent_eject_s
+        if self._refusal_s is not None:
+            self._refusing_s += min(now_s - self._refusal_s, _PAUSE_SHARE * longest_s)
+        self._refusal_s = now_s
+        if self._refusing_s >= longest_s:
+            return self.on_failure(now_s, reason, is_doubt=True)
+        self.on_unknown()
+        return False
 
     def on_unknown(self) -> None:
         """Ends a probe that says nothing about the candidate (a cancelled client, a rescue)."""

@@ -131,6 +131,23 @@ async def test_a_full_queue_is_no_fault_of_the_endpoint() -> None:
     await rig.answer(rig.job())
 
 
+@scenario
+async def test_one_that_has_room_for_nobody_does_not_draw_all_requests() -> None:
+    """It refuses at once, so nothing is under way there, and it looks the better of the two."""
+    rig = make_rig(endpoint_count=2, policy="price")
+    full = TierOverloadedError("RESOURCE_EXHAUSTED", "status 429")
+    rig.tier(0).default = Behaviour(error=full, step_s=0.0)
+    tasks = []
+    for _ in range(1_000):
+        tasks.append(asyncio.create_task(rig.answer(rig.job())))
+        await asyncio.sleep(0.01)
+    ends = await asyncio.gather(*tasks, return_exceptions=True)
+    assert not [end for end in ends[500:] if isinstance(end, Exception)]
+    assert len(rig.tier(0).calls) < 500
+    candidates = rig.core.view.fleet.targets
+    assert {each.breaker.last_reason for each in candidates if each.endpoint == "e1"} == {""}
+
+
 @pytest.mark.parametrize("safety_net", [True, False])
 def test_what_waited_past_its_deadline_is_not_on_time(safety_net: bool) -> None:
     """Seen here half a second after it was sent, with a deadline of less: never an answer."""

@@ -132,6 +132,31 @@ def test_a_status_says_how_it_ended(status: int, outcome: Outcome, reason: str) 
     scene()
 
 
+@scenario
+async def test_an_endpoint_that_answers_429_to_everybody_is_left_alone() -> None:
+    """One that does so to some is busy; for this one nothing is under way, and it looks idle."""
+    rig = make_rig(endpoint_count=2)
+    first = begun(rig)
+    refusing = first.targets[0].endpoint
+    first.drop()
+    is_refused: list[bool] = []
+
+    async def carry(exchange: Exchange) -> None:
+        is_refused.append(exchange.targets[0].endpoint == refusing)
+        if is_refused[-1]:
+            exchange.on_headers(429, None)
+        else:
+            await asyncio.sleep(0.05)
+            exchange.on_headers(200, None)
+        exchange.complete()
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(500):
+            group.create_task(carry(begun(rig)))
+            await asyncio.sleep(0.01)
+    assert sum(is_refused[-100:]) < 5
+
+
 @pytest.mark.parametrize(("status", "share"), [(500, 0.002), (502, 0.0), (503, 0.0)])
 @scenario
 async def test_what_a_request_may_be_at_fault_for_closes_nothing(status: int, share: float) -> None:

@@ -1,4 +1,7 @@
-"""Ejection by silence: a black hole is left alone, an overloaded or an idle candidate is not."""
+"""Ejection by silence: a black hole is left alone, an overloaded or an idle candidate is not.
+
+So is one that refuses everything.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +46,50 @@ def test_a_black_hole_is_ejected_however_seldom_it_is_asked() -> None:
     for number in range(12):
         breaker.on_dispatch(600.0 + 10.0 * number)
         breaker.on_silence(600.5 + 10.0 * number)
+    assert breaker.state is BreakerState.EJECTED
+
+
+def test_one_that_has_room_for_nobody_is_doubted() -> None:
+    """It refuses at once, looks idle, and would be sent everything; a token opens it again."""
+    breaker = Breaker(LIMITS, lambda: None)
+    for number in range(32):
+        breaker.on_dispatch(600.0 + 0.1 * number)
+        ejects = breaker.on_refusal(600.0 + 0.1 * number, "QUEUE_FULL")
+        assert ejects is (number == 31)
+    assert (breaker.state, breaker.last_reason) == (BreakerState.EJECTED, "QUEUE_FULL")
+    assert 0.0 < breaker.availability(603.2) < 0.01
+    breaker.on_sign_of_life(603.3)
+    assert breaker.state is BreakerState.RAMPING
+
+
+def test_a_busy_candidate_is_not_blamed() -> None:
+    """It refuses nine of ten, and somebody gets a token now and then."""
+    breaker = Breaker(LIMITS, lambda: None)
+    for number in range(600):
+        now_s = 600.0 + 0.02 * number
+        breaker.on_dispatch(now_s)
+        if number % 100:
+            assert not breaker.on_refusal(now_s, "QUEUE_FULL")
+        else:
+            breaker.on_sign_of_life(now_s)
+    assert breaker.state is BreakerState.CLOSED
+
+
+def test_refusals_long_ago_do_not_add_to_those_of_a_burst() -> None:
+    """One an hour ago, and now more requests at once than it has room for."""
+    breaker = Breaker(LIMITS, lambda: None)
+    breaker.on_refusal(600.0, "QUEUE_FULL")
+    for number in range(50):
+        assert not breaker.on_refusal(4_200.0 + 0.001 * number, "QUEUE_FULL")
+    assert breaker.state is BreakerState.CLOSED
+
+
+def test_one_that_has_room_for_nobody_is_ejected_however_seldom_it_is_asked() -> None:
+    """Where each request comes long after the one before."""
+    breaker = Breaker(LIMITS, lambda: None)
+    for number in range(5):
+        breaker.on_dispatch(600.0 + 60.0 * number)
+        breaker.on_refusal(600.0 + 60.0 * number, "QUEUE_FULL")
     assert breaker.state is BreakerState.EJECTED
 
 
