@@ -106,10 +106,14 @@ class Routers:
         return any(router.is_serving for router in self._routers)
 
     def in_turn(self) -> Sequence[Router]:
-        """Returns every router: the next in turn first, those that do not serve last."""
+        """Returns every router: the next in turn first, those that do not serve last.
+
+        The only one comes twice: its address may stand for several processes, and the one that
+        ends just now is not the one that takes the next connection.
+        """
         routers, start = self._routers, self._next
         if len(routers) == 1:
-            return routers
+            return (*routers, *routers)
         self._next = (start + 1) % len(routers)
         line = routers[start:] + routers[:start]
         return sorted(line, key=_is_away)

@@ -18,6 +18,7 @@ from tests.fakes.ports import free_port
 from tests.fakes.router import FakeRouter, serve
 from tests.waiting import LIMIT_S, until
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
+from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2_grpc
 
 REQUEST = pb2.GenerateRequest(spec=pb2.GenerationSpec(prompt="hi", task="sort"))
 STREAM = pb2.GenerateStreamRequest(spec=REQUEST.spec)
@@ -74,6 +75,26 @@ async def test_another_router_is_asked_where_one_is_not_reached(
     await routers.close()
 
 
+async def test_the_only_address_may_stand_for_several_processes() -> None:
+    """The one that had the request is killed; another takes the next connection there."""
+    routers_of = [FakeRouter(delay_s=60.0), FakeRouter()]
+    options = (("grpc.so_reuseport", 1),)
+    servers = [grpc.aio.server(options=options) for _ in routers_of]
+    for server, fake in zip(servers, routers_of, strict=True):
+        pb2_grpc.add_RouterInferenceServiceServicer_to_server(fake, server)
+    port = servers[0].add_insecure_port("127.0.0.1:0")
+    await servers[0].start()
+    routers = routers_at(f"127.0.0.1:{port}")
+    asking = asyncio.create_task(exchange(routers).answer(REQUEST))
+    await until(lambda: routers_of[0].specs, "the first has the request")
+    servers[1].add_insecure_port(f"127.0.0.1:{port}")
+    await servers[1].start()
+    await servers[0].stop(0)
+    assert (await asking).text == "HI"
+    await routers.close()
+    await servers[1].stop(0)
+
+
 async def test_a_refusal_is_not_tried_elsewhere(two: tuple[list[FakeRouter], list[str]]) -> None:
     """A router that answered has decided for the mesh."""
     fakes, addresses = two
@@ -118,7 +139,7 @@ async def test_a_router_that_is_late_with_its_health_is_not_away_at_once() -> No
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     routers = routers_at(f"127.0.0.1:{port}")
-    (router,) = routers.in_turn()
+    router = routers.in_turn()[0]
     found = []
     for _ in range(4):
         await router.check()
