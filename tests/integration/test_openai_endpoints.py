@@ -174,7 +174,8 @@ async def test_what_a_server_refuses_closes_it_to_nobody(
     tmp_path: Path, servers: list[FakeOpenAI]
 ) -> None:
     """A bad request, however often, is its own fault; an overload sends it elsewhere."""
-    async with running_router(tmp_path, toml(*servers)) as router:
+    patient = toml(*servers, router="silent_eject_s = 60.0\n")
+    async with running_router(tmp_path, patient) as router:
         for status in (400, 422):
             for each in servers:
                 each.default = Script(status=status)
