@@ -43,11 +43,23 @@ class RouterCounts:
         self._accounts = accounts
         self.tiers = tiers
         """Names of the mesh's tiers."""
-        self.tasks = tasks
-        """Names of the mesh's tasks; all workers have them in one order."""
         self._siblings = siblings
+        self.tasks = tasks
         self._latencies = np.zeros((MOST_TASKS, _LATENCY_WIDTH))
         self._ratings = np.zeros((_RATING_WIDTH, MOST_TASKS, len(tiers)))
+
+    @property
+    def tasks(self) -> Sequence[str]:
+        """Names of the mesh's tasks; after a change of settings each goes on from its counts."""
+        return self._tasks
+
+    @tasks.setter
+    def tasks(self, names: Sequence[str]) -> None:
+        self._tasks = names
+        # Rows of the first tasks in what workers share, the one behind the last for those that have
+        # none. Workers of other settings may have other tasks, or another order.
+        places = self._siblings.task_places(names)[:MOST_TASKS]
+        self._row_K = np.minimum(np.array(places, np.intp), MOST_TASKS)
 
     @property
     def of_conversations(self) -> Mapping[str, int]:
@@ -67,7 +79,7 @@ class RouterCounts:
         values = [float(getattr(each, name)) for each in counts for name in _NAMES]
         row = np.zeros(counts_width(self.tiers))
         row[: len(values)] = values
-        by_task = own.by_task(self.tasks[:MOST_TASKS], self.tiers).ravel()
+        by_task = self._laid_out(own.by_task(self.tasks[:MOST_TASKS], self.tiers)).ravel()
         row[len(values) : len(values) + len(by_task)] = by_task
         start = _latency_start(self.tiers)
         row[start - _PRIORITY_WIDTH : start] = own.by_priority().ravel()
@@ -91,7 +103,7 @@ class RouterCounts:
         start = _ends_width(self.tiers)
         end = _latency_start(self.tiers) - _PRIORITY_WIDTH
         counts = self._siblings.all_counts()[start:end]
-        return counts.reshape(MOST_TASKS, -1)[: len(self.tasks)].copy()
+        return self._of_tasks(counts.reshape(MOST_TASKS, -1))
 
     def by_priority(self) -> NDArray[np.float64]:
         """Returns `Accounts.by_priority` of the router."""
@@ -114,12 +126,12 @@ class RouterCounts:
             start = _latency_start(self.tiers)
             shared = self._siblings.all_counts()[start : _rating_start(self.tiers)]
             counts = shared.reshape(-1, _LATENCY_WIDTH)
-        return counts[: len(self.tasks)].copy()
+        return self._of_tasks(counts)
 
     def rate(self, task: int, tier: int, score: float) -> None:
         """Counts what a client says of an answer, 0 to 1; not beyond the first tasks."""
-        if task < MOST_TASKS:
-            self._ratings[:, task, tier] += 1.0, score, score * score
+        if task < len(self._row_K) and (row := self._row_K[task]) < MOST_TASKS:
+            self._ratings[:, row, tier] += 1.0, score, score * score
 
     def ratings(self) -> Ratings:
         """Returns what clients said to the router since it started, of the first tasks, [K, T].
@@ -131,13 +143,24 @@ class RouterCounts:
             self.show()
             shared = self._siblings.all_counts()[_rating_start(self.tiers) :]
             sums = shared.reshape(sums.shape)
-        count_KT, total_KT, square_KT = sums[:, : len(self.tasks)]
+        count_KT, total_KT, square_KT = map(self._of_tasks, sums)
         share_KT = 1.0 / np.maximum(count_KT, 1.0)
-        return Ratings(count_KT.copy(), share_KT * total_KT, share_KT * square_KT)
+        return Ratings(count_KT, share_KT * total_KT, share_KT * square_KT)
 
     def _read_latencies(self) -> None:
-        tasks = self.tasks[:MOST_TASKS]
-        self._latencies[: len(tasks)] = self._accounts.latencies(tasks)
+        self._latencies = self._laid_out(self._accounts.latencies(self.tasks[:MOST_TASKS]))
+
+    def _laid_out(self, of_tasks_KW: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Returns rows of the first tasks as workers share them, [MOST_TASKS, W]."""
+        rows = np.zeros((MOST_TASKS + 1, of_tasks_KW.shape[1]))
+        rows[self._row_K] = of_tasks_KW
+        return rows[:MOST_TASKS]
+
+    def _of_tasks(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Returns the rows of the first tasks, zero for those that have none; a copy."""
+        beyond = np.zeros((1, rows.shape[1]))
+        found_KW: NDArray[np.float64] = np.concatenate((rows, beyond))[self._row_K]
+        return found_KW
 
     @property
     def in_flight(self) -> int:

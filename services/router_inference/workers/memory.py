@@ -120,6 +120,7 @@ class Memory:
             conversation_words: Words to remember conversations in.
         """
         self.secret = secrets.token_bytes(SECRET_BYTES)
+        self._place_of: dict[str, int] = {}
         mapped = mmap.mmap(-1, max(1, conversation_words) * _WORD_BYTES)
         self.conversations = np.frombuffer(mapped, dtype=np.int64)
         self._table_words = 1 + MOST_CANDIDATES * (1 + LOADS)
@@ -143,6 +144,14 @@ class Memory:
         places = words[first + block_words :][: worker_count * block_words]
         self.hold = Hold.of(places.reshape(worker_count, block_words), counts_width)
         """What all workers share of the common pressure, by number of the worker less 1."""
+
+    def task_places(self, tasks: Sequence[str]) -> list[int]:
+        """Returns the place of each task in what workers count: its own for good.
+
+        Who is named first gets the next place. The parent names all tasks before it forks the
+        workers that count by them, so all have the same, whatever the settings of each.
+        """
+        return [self._place_of.setdefault(name, len(self._place_of)) for name in tasks]
 
     def retire(self, number: int, as_ended: Callable[[Counts], Counts]) -> None:
         """Takes a worker that has ended out: its load is gone, its counts stay.

@@ -108,6 +108,7 @@ class Parent:
             counts_width=counts_width(tiers),
             conversation_words=table_words(self._own.conversation_count),
         )
+        self._name_tasks()
         self._workers: dict[int, WorkerProcess] = {}
         self._signals: list[int] = []
         self._stop = asyncio.Event()
@@ -198,11 +199,16 @@ class Parent:
         )
         self._app = await asyncio.to_thread(self._app.successor, wanted)
         self._own = wanted.router_inference
+        self._name_tasks()
         if {"router_inference.policy", "router_inference.policy_snapshot"} & changed:
             self._told_all = b""  # a policy named by hand gives way to one that was edited
         fixed = {f"router_inference.{key}" for key in _FIXED}
         fixed |= {f"mesh.{key}" for key in _FIXED_OF_MESH}
         return {key for key in changed if not {key, ".".join(key.split(".")[:2])} & fixed}
+
+    def _name_tasks(self) -> None:
+        """Gives tasks places in the memory, for the workers to come."""
+        self._memory.task_places([task.name for task in self._app.settings.mesh.tasks])
 
     async def _keep(self, number: int) -> None:
         """Runs one worker after the other in a place, until the stop."""

@@ -85,6 +85,10 @@ class NoSiblings:
         """Returns so many words to remember conversations in, and the key of their hashes."""
         return np.zeros(words, np.int64), secrets.token_bytes(SECRET_BYTES)
 
+    def task_places(self, tasks: Sequence[str]) -> list[int]:
+        """Returns the place of each task in what workers count."""
+        return list(range(len(tasks)))
+
     def show_counts(self, own: Counts) -> None:
         """Shows the siblings what this worker has counted."""
         self._counts = own
@@ -224,6 +228,10 @@ class SharedSiblings(NoSiblings):
         if len(self._memory.conversations) < words:
             return super().conversations(words)
         return self._memory.conversations[:words], self._memory.secret
+
+    def task_places(self, tasks: Sequence[str]) -> list[int]:
+        """Returns the place of each task in what workers count, those that ended among them."""
+        return self._memory.task_places(tasks)
 
     def show_counts(self, own: Counts) -> None:
         """Shows the siblings what this worker has counted."""

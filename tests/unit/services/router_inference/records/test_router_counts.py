@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,7 +32,9 @@ TIERS = ("small", "large")
 TASKS = ("copa", "piqa")
 
 
-def counts_of(siblings: NoSiblings, offered: int, on_time: int) -> RouterCounts:
+def counts_of(
+    siblings: NoSiblings, offered: int, on_time: int, tasks: Sequence[str] = TASKS
+) -> RouterCounts:
     """Returns the counts of a worker with so many requests, all by the large tier."""
     registry = CollectorRegistry()
     accounts = Accounts(RouterMetrics(registry), registry)
@@ -60,7 +63,7 @@ def counts_of(siblings: NoSiblings, offered: int, on_time: int) -> RouterCounts:
         ("piqa", SloKind.FIRST_TOKEN): 0.25,
         ("boolq", SloKind.PER_TOKEN): 9.0,
     }
-    return RouterCounts(accounts, TIERS, TASKS, siblings)
+    return RouterCounts(accounts, TIERS, tasks, siblings)
 
 
 COPA = [3.0, 0, 0, 0, 0, 1.5, 3.75, 0, 0, 0.0, 0, 0, 0.0, 0, 3]
@@ -205,3 +208,46 @@ def test_workers_add_up_what_clients_said_of_answers() -> None:
     alone = counts_of(NoSiblings(), 0, 0)
     alone.rate(1, 0, 0.5)
     assert alone.ratings().mean.tolist() == [[0.0, 0.0], [0.5, 0.0]]
+
+
+@pytest.mark.parametrize("tasks", [("piqa", "copa"), ("piqa",), ("new", "piqa", "copa")])
+def test_counts_stay_those_of_their_task_in_whatever_order_workers_to_come_have_them(
+    tasks: tuple[str, ...],
+) -> None:
+    """All workers of other settings count beside what those before them left."""
+    memory = Memory(worker_count=2, counts_width=counts_width(TIERS))
+    gone = counts_of(SharedSiblings(memory, 1), 0, 3)
+    gone.rate(0, 1, 0.25)
+    answer(gone, 0.05)
+    gone.latencies()
+    gone.show()
+    memory.retire(1, as_ended)
+    old = counts_of(SharedSiblings(memory, 2), 0, 0)
+    old.rate(1, 1, 0.75)
+    new = counts_of(SharedSiblings(memory, 1), 0, 0, tasks)
+    new.rate(tasks.index("piqa"), 0, 0.5)
+    new.show()
+    for counts in (new, old):
+        rows = dict(zip(counts.tasks, counts.by_task().tolist(), strict=True))
+        assert rows["piqa"][1] == 4.0 + 2.0 * (counts is old)
+        assert rows.get("copa", COPA)[0] == COPA[0] + ("copa" in rows)
+        heard = dict(zip(counts.tasks, counts.ratings().answers.tolist(), strict=True))
+        assert heard["piqa"] == [1.0, float(counts is old)]
+        assert heard.get("copa", [0.0, 1.0]) == [0.0, 1.0]
+        answered = dict(zip(counts.tasks, counts.latencies()[:, :-1].sum(axis=1), strict=True))
+        assert answered["piqa"] == 0.0
+        assert answered.get("copa", 1.0) == 1.0
+        assert heard.get("new", [0.0, 0.0]) == [0.0, 0.0]
+    assert new.tasks == tasks
+
+
+def test_a_task_for_which_no_place_is_left_counts_nothing_among_workers() -> None:
+    """Those of settings that are gone keep theirs."""
+    memory = Memory(worker_count=1, counts_width=counts_width(TIERS))
+    counts_of(SharedSiblings(memory, 1), 0, 0, [f"t{number}" for number in range(MOST_TASKS - 1)])
+    counts = counts_of(SharedSiblings(memory, 1), 0, 3, ("piqa", "copa", "t1"))
+    for task in range(3):
+        counts.rate(task, 0, 0.5)
+    assert counts.by_task()[:, 1].tolist() == [2.0, 0.0, 0.0]
+    assert counts.ratings().answers[:, 0].tolist() == [1.0, 0.0, 1.0]
+    assert counts.latencies()[:, -1].tolist() == [2.0, 0.0, 0.0]

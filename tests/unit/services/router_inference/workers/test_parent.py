@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -54,3 +56,28 @@ def test_a_port_whose_connections_were_just_closed_is_taken_again() -> None:
             assert client.recv(1) == b""
     with _reserved(f"127.0.0.1:{address[1]}") as holder:
         assert holder.getsockname() == address
+
+
+def test_workers_to_come_all_know_the_places_of_their_tasks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Named before they are forked: each would give new tasks places of its own."""
+    made: list[Parent] = []
+
+    @scenario
+    async def scene() -> None:
+        log = get_logger("test")
+        made.append(Parent(make_rig().app, log=log, ready_file=None, source=cast("Any", None)))
+
+    scene()
+    [parent] = made
+    settings = parent._app.settings
+    tasks = settings.mesh.tasks
+    names = [task.name for task in tasks]
+    assert list(parent._memory._place_of) == names
+    monkeypatch.setattr(parent._app, "successor", lambda wanted: SimpleNamespace(settings=wanted))
+    new = tasks[0].model_copy(update={"name": "new"})
+    mesh = settings.mesh.model_copy(update={"tasks": (new, *reversed(tasks))})
+    wanted = settings.model_copy(update={"mesh": mesh})
+    assert asyncio.run(parent._take(wanted, frozenset({"mesh.tasks"}))) == {"mesh.tasks"}
+    assert list(parent._memory._place_of) == [*names, "new"]
