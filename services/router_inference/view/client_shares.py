@@ -15,7 +15,7 @@ FREE = 16
 HALVED_S = 3600.0
 """Time after which what was counted weighs half: whoever said something once is forgotten."""
 MOST_CLIENTS = 64
-"""Clients that are told apart per tier and task; who said least gives way."""
+"""Clients that are told apart per tier and task; who said least gives way, and its count stays."""
 
 
 class ClientShares:
@@ -40,9 +40,11 @@ class ClientShares:
         others = counted.total() - counted[client]
         if others and counted[client] >= others + FREE:
             return False
+        if client not in counted and len(counted) >= MOST_CLIENTS:
+            # It goes on from the count of whose place it takes: from none it would be the least
+            # itself, be forgotten at once, and be heard however often it speaks.
+            counted[client] = counted.pop(min(counted, key=counted.__getitem__))
         counted[client] += 1
-        if len(counted) > MOST_CLIENTS:
-            del counted[min(counted, key=counted.__getitem__)]
         return True
 
     def _halve(self, now_s: float) -> None:

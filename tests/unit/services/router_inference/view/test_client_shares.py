@@ -49,3 +49,13 @@ def test_clients_without_number_are_not_all_remembered() -> None:
         assert admitted(shares, f"c{number}", 1) == 1
     assert len(shares._counted[AT]) == MOST_CLIENTS
     assert shares._counted[AT]["usual"] == 5
+
+
+def test_who_comes_when_as_many_as_are_remembered_have_spoken_has_no_more_of_a_say() -> None:
+    """Half of it at most: its first report must not be forgotten before its second comes."""
+    shares = ClientShares(0.0)
+    for number in range(MOST_CLIENTS):
+        assert admitted(shares, f"c{number}", 2) == 2
+    assert admitted(shares, "loud", 10_000) <= 2 * MOST_CLIENTS + FREE
+    assert admitted(shares, "another", 1) == 1
+    assert len(shares._counted[AT]) == MOST_CLIENTS
