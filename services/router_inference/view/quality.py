@@ -194,7 +194,9 @@ class LearnedQuality:
         """Goes on from what the mesh knows, if this router's part of it is known."""
         if not seen.counts_own and self._counts.ratings().answers.any():
             return False
-        self._known, self._counted = self._table(seen.mesh), self._table(seen.own)
+        # What the monitor does not know, or has no room for, it was told and did not count.
+        counted = {tier: each for tier, each in seen.own.items() if tier in seen.mesh}
+        self._known, self._counted = self._table(seen.mesh), self._table(counted)
         return True
 
     def _add_own(self) -> None:

@@ -14,6 +14,7 @@ from services.load_monitor.aggregator import Aggregator
 from services.load_monitor.board import Board
 from services.load_monitor.convert import report_from_message
 from services.load_monitor.health import HealthRules
+from services.load_monitor.ratings import MeshRatings
 from services.load_monitor.router_states import RouterStates, Watcher
 from services.load_monitor.topology import Topology
 from services.router_inference.job import Job, Outcome
@@ -272,6 +273,26 @@ async def test_a_state_that_knows_nothing_of_this_router_leaves_it_what_it_knows
     mesh.report(rig, "r1")
     mesh.tell(rig, "r1")
     assert known(rig)[0][-1] == 40
+
+
+@scenario
+async def test_what_the_monitor_does_not_count_stays_in_the_router() -> None:
+    """Its settings may lack the task yet, or it has no room: then the own reports are all."""
+    rig, alone = make_rig(learn_quality=True), make_rig(learn_quality=True)
+    mesh = Mesh(rig)
+    mesh.board.ratings = MeshRatings(clock=mesh.clock, is_known=lambda _, tier: tier == "large")
+    for each in (rig, alone):
+        await rated(each, 30, 0.0)
+        await rated(each, 5, 1.0, tier="large")
+    for _ in range(2):
+        mesh.report(rig, "r1")
+        mesh.tell(rig, "r1")
+        assert known(rig) == known(alone)
+    for each in (rig, alone):
+        await rated(each, 2, 0.5)
+    mesh.report(rig, "r1")
+    mesh.tell(rig, "r1")
+    assert known(rig) == known(alone)
 
 
 @scenario
