@@ -14,7 +14,13 @@ from services.load_monitor.convert_ratings import messages_of_table
 from services.load_monitor.convert_state import HEALTH_TO_MESSAGE, packed_loads
 from services.load_monitor.convert_targets import message_of_targets
 from services.load_monitor.loads import NO_ORDER, CandidateOrder
-from services.load_monitor.model import NO_RATINGS, EndpointView, Picture, RatingTable
+from services.load_monitor.model import (
+    NO_RATINGS,
+    EndpointView,
+    Picture,
+    RatingTable,
+    ToldTasks,
+)
 from services.load_monitor.others import OthersSums
 from services.load_monitor.shares import Shares
 from services.load_monitor.targets import TargetOverride
@@ -71,6 +77,8 @@ class RouterStates:
         self._changed: _Endpoints = ()
         self._shares = Shares()
         self._others = OthersSums()
+        self._table: RatingTable = NO_RATINGS
+        self._mesh_ratings = state_pb2.MeshRatings()
 
     def state_for(
         self, watcher: Watcher, picture: Picture, age_s: float = 0.0
@@ -94,7 +102,7 @@ class RouterStates:
         own = picture.loads.own(watcher.router_id, watcher.epoch)
         if own is not None:
             load_LC = load_LC - own[1]
-        ratings = _ratings_for(watcher, picture, None if own is None else own[0].tasks.table)
+        ratings = self._ratings_for(watcher, picture, None if own is None else own[0].tasks)
         home = None
         if own is not None:
             share = self._shares.of(picture)[watcher.router_id]
@@ -157,22 +165,32 @@ class RouterStates:
             self._changed = tuple(message for message in now if id(message) not in known)
         return self._changed
 
+    def _ratings_for(
+        self, watcher: Watcher, picture: Picture, own: ToldTasks | None
+    ) -> state_pb2.MeshRatings | None:
+        """Returns what a router is told of ratings, and notes that it was; None: it is told none.
 
-def _ratings_for(
-    watcher: Watcher, picture: Picture, own: RatingTable | None
-) -> state_pb2.MeshRatings | None:
-    """Returns what a router is told of ratings, and notes that it was; None if it is told none."""
-    told_own = watcher.ratings[1]
-    is_soon = abs(picture.publish_wall_ns - watcher.ratings_wall_ns) < RATINGS_S * 1e9
-    if is_soon and (own is None) == (told_own is None):
-        return None
-    now = picture.ratings, own
-    if now == watcher.ratings or not picture.ratings:
-        return None
-    watcher.ratings, watcher.ratings_wall_ns = now, picture.publish_wall_ns
-    return state_pb2.MeshRatings(
-        tasks=messages_of_table(picture.ratings), own_tasks=messages_of_table(own or NO_RATINGS)
-    )
+        Args:
+            watcher: The router.
+            picture: The picture.
+            own: What the router told of tasks itself; None if nothing of it is counted.
+        """
+        is_soon = abs(picture.publish_wall_ns - watcher.ratings_wall_ns) < RATINGS_S * 1e9
+        if is_soon and (own is None) == (watcher.ratings[1] is None):
+            return None
+        now = picture.ratings, None if own is None else own.table
+        if now == watcher.ratings or not picture.ratings:
+            return None
+        watcher.ratings, watcher.ratings_wall_ns = now, picture.publish_wall_ns
+        if self._table is not picture.ratings:
+            self._table = picture.ratings
+            self._mesh_ratings = state_pb2.MeshRatings(tasks=messages_of_table(self._table))
+        told = state_pb2.MeshRatings()
+        told.CopyFrom(self._mesh_ratings)
+        if own is not None:
+            # As it came: to write hundreds of numbers anew for each router would take too long.
+            told.own_tasks.MergeFrom(state_pb2.RouterLoad.FromString(own.ratings).task_ratings)
+        return told
 
 
 def _same(one: _Endpoints, other: _Endpoints) -> bool:

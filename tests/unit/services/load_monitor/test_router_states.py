@@ -8,7 +8,9 @@ import numpy as np
 
 from router.fleet import EndpointSpec
 from router.quality import Rating
+from services.common.ratings import read_ratings
 from services.common.times import seconds_of
+from services.load_monitor.convert_ratings import messages_of_table
 from services.load_monitor.loads import RouterLoads
 from services.load_monitor.model import (
     EndpointView,
@@ -22,6 +24,7 @@ from services.load_monitor.model import (
 from services.load_monitor.router_states import RouterStates, Watcher
 from services.load_monitor.targets import TargetOverride
 from tests.unit.services.load_monitor.rig import endpoint, picture, report
+from tiercel.load_monitor.v1 import system_state_pb2 as pb
 
 
 def view(spec: EndpointSpec, weight: float = 1.0, queue_depth: int = 0) -> EndpointView:
@@ -132,11 +135,18 @@ def test_a_router_is_told_its_home_once_it_has_reported() -> None:
     assert not third.HasField("home")
 
 
+def told_tasks(table: RatingTable) -> ToldTasks:
+    """Returns what a router told of ratings."""
+    told = pb.RouterLoad(task_ratings=messages_of_table(table))
+    return ToldTasks(ratings=told.SerializeToString(), table=table)
+
+
 def test_ratings_are_told_where_they_changed_about_once_a_second() -> None:
     """And at once to a router whose reports begin to be counted: its own are among them then."""
     states, watcher = RouterStates(), Watcher("r1", 1)
     tables = [{("copa", "small"): Rating(answers, 0.5, 0.3)} for answers in (1, 2, 3)]
-    reports = [replace(report("r1", at), tasks=ToldTasks(table=tables[0])) for at in (1, 2, 3)]
+    tasks = told_tasks(tables[0])
+    reports = [replace(report("r1", at), tasks=tasks) for at in (1, 2, 3)]
     empty = picture(1, (view(endpoint("e1")),))
     assert not states.state_for(watcher, empty).HasField("ratings")
 
@@ -156,3 +166,20 @@ def test_ratings_are_told_where_they_changed_about_once_a_second() -> None:
     assert sent(3.3, tables[2], reports[1]) == [3, 1]
     assert sent(5.0, tables[2], reports[2]) is None
     assert sent(5.1, tables[2], None) == [3, 0]
+
+
+def test_routers_are_told_the_same_of_the_mesh_and_each_its_own() -> None:
+    """What is the same for all is made once per table."""
+    mesh = {("copa", "small"): Rating(9, 0.5, 0.3), ("piqa", "small"): Rating(4, 0.25, 0.1)}
+    own = {"r1": {("copa", "small"): Rating(5, 0.75, 0.6)}, "r2": {}}
+    reports = tuple(replace(report(name, 1), tasks=told_tasks(own[name])) for name in own)
+    shown = picture(1, (view(endpoint("e1")),), reports)
+    shown = replace(shown, publish_wall_ns=2 * 10**9, ratings=mesh)
+    states = RouterStates()
+    for name, table in {**own, "r3": {}}.items():
+        told = states.state_for(Watcher(name, 1), shown).ratings
+        assert read_ratings(told.tasks) == mesh
+        assert read_ratings(told.own_tasks) == table
+    later = replace(shown, ratings={**mesh, ("copa", "small"): Rating(10, 0.5, 0.3)})
+    told = states.state_for(Watcher("r1", 1), later).ratings
+    assert read_ratings(told.tasks) == later.ratings
