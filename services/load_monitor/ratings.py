@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from router.quality import RatedTier, Rating, Ratings, joined, since
+from router.quality import MEMORY, RatedTier, Rating, Ratings, joined, since
 from services.common.checks import MAX_COUNT
 from services.common.clock import Clock
 from services.load_monitor.model import NO_RATINGS, RatingTable, RouterReport
@@ -112,10 +112,19 @@ class MeshRatings:
         found = joined(_arrays(tiers, self.table), added)
         rows = zip(*(array.tolist() for array in found), strict=True)
         fresh = {
-            tier: Rating(min(round(answers), MAX_COUNT), mean, square)
+            tier: Rating(_count(answers), mean, square)
             for tier, (answers, mean, square) in zip(tiers, rows, strict=True)
         }
         self.table = dict(list({**self.table, **fresh}.items())[:MOST_RATED])
+
+
+def _count(answers: float) -> int:
+    """Returns how many were rated, as a message can tell it.
+
+    Routers learn from how it grows. One that has been claimed to be the largest there is could not
+    grow, so it begins anew, where as many are counted as means are over.
+    """
+    return round(answers if answers < MAX_COUNT else MEMORY)
 
 
 def _arrays(tiers: Iterable[RatedTier], table: RatingTable) -> Ratings:
