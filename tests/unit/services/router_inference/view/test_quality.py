@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from router.explanation import Explainer
+from router.quality import Rating
 from services.common.errors import NotFoundError
 from services.load_monitor.aggregator import Aggregator
 from services.load_monitor.board import Board
@@ -22,6 +23,7 @@ from services.router_inference.path.leases import Report
 from services.router_inference.view.client_shares import FREE
 from services.router_inference.view.convert import LoadWriter, StateReader, router_load
 from services.router_inference.view.quality import EVERY_S, MOST_TOLD
+from tests.unit.services.load_monitor.test_ratings import told
 from tests.unit.services.router_inference.parts import Rig, choice_of, make_rig
 from tests.unit.services.router_inference.scenario import scenario
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as monitor_pb
@@ -293,6 +295,38 @@ async def test_what_the_monitor_does_not_count_stays_in_the_router() -> None:
     mesh.report(rig, "r1")
     mesh.tell(rig, "r1")
     assert known(rig) == known(alone)
+
+
+@scenario
+async def test_a_claim_of_the_largest_count_does_not_end_all_learning() -> None:
+    """Routers go by how counts grow, and the mesh's is kept when all of its processes are gone."""
+    rig, other = make_rig(learn_quality=True), make_rig(learn_quality=True)
+    mesh = Mesh(rig)
+    mesh.board.take_report(told("wrong", {("hard", "small"): Rating(2**53, 0.5, 0.5)}), "wrong")
+    mesh.tell(other, "r2")
+    [before] = known(other)
+    for _ in range(2):
+        await rated(rig, 40, 0.0)
+        mesh.report(rig, "r1")
+        mesh.tell(other, "r2")
+        [after] = known(other)
+    assert after[2] < before[2] - 0.01
+
+
+@scenario
+async def test_squares_that_go_with_no_mean_tell_no_error_that_is_no_number() -> None:
+    """Such as the store may hold, to which others write."""
+    rig = make_rig(learn_quality=True)
+    response = monitor_pb.WatchSystemStateResponse()
+    tiers = response.others.ratings.tasks.add(task="hard").tiers
+    tiers.add(tier="small", rating_count=500, mean=1.0, mean_square=0.0)
+    tiers.add(tier="large", rating_count=500, mean=1.0, mean_square=0.9)
+    ratings = StateReader("r1", 1).read(response).ratings
+    assert ratings is not None
+    rig.core.quality.take_in(ratings)
+    errors = [each.error for each in rig.core.quality.read()]
+    assert len(errors) == 2
+    assert all(0.0 <= error <= 1.0 for error in errors), errors
 
 
 @scenario
