@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -40,6 +42,38 @@ async def test_experience_is_read_once_per_group_until_acknowledged(
     assert [entry.payload for entry in claimed] == [b"b", b"c"]
     other_group = await store.read("other", "one", 10, 0.0)
     assert [entry.payload for entry in other_group] == [b"a", b"b", b"c"]
+
+
+async def _claim_all(store: ExperienceStream, count: int) -> list[bytes]:
+    """Claims for as long as there is something, as a trainer does that comes back."""
+    found: dict[bytes, None] = {}  # on a slow machine some are stale again meanwhile
+    begin_s = time.monotonic()
+    while claimed := await store.claim_stale(
+        "trainer", "two", time.monotonic() - begin_s + 0.01, count
+    ):
+        found |= dict.fromkeys(entry.payload for entry in claimed)
+    return list(found)
+
+
+async def test_however_many_are_stale_all_can_be_claimed(store: ExperienceStream) -> None:
+    """Those claimed just now lie before the rest, and Redis looks at so many at a time."""
+    payloads = [b"%d" % number for number in range(120)]
+    await store.append(payloads)
+    assert len(await store.read("trainer", "one", 120, 0.0)) == 120
+    await asyncio.sleep(0.02)
+    assert await _claim_all(store, 3) == payloads
+
+
+async def test_what_the_stream_has_dropped_hides_nothing_behind_it(
+    redis_connection: RedisConnection,
+) -> None:
+    """Entries that were read and then dropped, as by a stream at its limit, are passed over."""
+    store, redis = RedisExperienceStream(redis_connection), redis_connection.redis
+    await store.append([b"%d" % number for number in range(40)])
+    read = await store.read("trainer", "one", 40, 0.0)
+    await redis.xdel(keys.EXPERIENCE_STREAM, *(entry.entry_id for entry in read[:30]))
+    await asyncio.sleep(0.02)
+    assert await _claim_all(store, 4) == [entry.payload for entry in read[30:]]
 
 
 async def test_reading_survives_an_emptied_redis(

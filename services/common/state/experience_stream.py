@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol, cast
 
 from redis.exceptions import ResponseError
@@ -65,7 +66,10 @@ class ExperienceStream(Protocol):
     async def claim_stale(
         self, group: str, consumer: str, min_idle_s: float, count: int
     ) -> list[StreamEntry]:
-        """Takes over entries read at least `min_idle_s` seconds ago and never acknowledged."""
+        """Takes over entries read at least `min_idle_s` seconds ago and never acknowledged.
+
+        Returns up to `count` of them, none only if there are none.
+        """
         ...
 
     async def set_aside(self, letters: Sequence[DeadLetter]) -> None:
@@ -146,14 +150,20 @@ class RedisExperienceStream:
     ) -> list[StreamEntry]:
         """Takes over entries read at least `min_idle_s` ago and never acknowledged."""
         idle_ms = milliseconds(min_idle_s)
-        answer = await self._with_group(
-            group,
-            lambda: self._redis.xautoclaim(
-                keys.EXPERIENCE_STREAM, group, consumer, idle_ms, count=count
-            ),
-        )
-        # Entries the stream has dropped in the meantime come back without fields.
-        return _entries(answer[1])
+        start_id = FIRST_ID
+        while True:
+            claim = partial(
+                self._redis.xautoclaim,
+                keys.EXPERIENCE_STREAM, group, consumer, idle_ms, start_id=start_id, count=count,
+            )  # fmt: skip
+            answer = await self._with_group(group, claim)
+            # Entries the stream has dropped in the meantime come back without fields.
+            found = _entries(answer[1])
+            start_id = answer[0].decode("ascii")
+            # Redis looks at ten times as many as it is asked for: where none of them can be had,
+            # it says where to look on, and only FIRST_ID means that there are no more.
+            if found or start_id == FIRST_ID:
+                return found
 
     async def set_aside(self, letters: Sequence[DeadLetter]) -> None:
         """Keeps refused entries aside."""
