@@ -325,6 +325,13 @@ def _parse_meta(text: str, layout: str, origin: str) -> dict[str, Any]:
             raise SnapshotError(REASON_MALFORMED, f"{origin}: metadata.{key} is missing or wrong")
     if not all(isinstance(name, str) for name in meta["feature_names"]):
         raise SnapshotError(REASON_MALFORMED, f"{origin}: metadata.feature_names is wrong")
+    try:
+        # JSON can spell half a surrogate pair, which nobody could store, send or print.
+        json.dumps(meta, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError) as error:
+        raise SnapshotError(
+            REASON_MALFORMED, f"{origin}: metadata holds what is not text"
+        ) from error
     return meta
 
 

@@ -202,6 +202,17 @@ def test_name_that_is_there_twice_is_refused() -> None:
     assert caught.value.reason == snapshots.REASON_MALFORMED
 
 
+@pytest.mark.parametrize("part", ["training", "evaluation", "fleet"])
+def test_half_a_character_is_refused(part: str) -> None:
+    """Wherever it stands: nothing that reads the file on could store, send or print it."""
+    for facts in ({"\ud800": 1.0}, {"note": ["\udfff"]}):
+        with pytest.raises(SnapshotError, match="not text") as caught:
+            load_snapshot(save_snapshot(replace(_snapshot(), **{part: facts})))
+        assert caught.value.reason == snapshots.REASON_MALFORMED
+    whole = replace(_snapshot(), **{part: {"\U0001f600": "\u00e9"}})
+    assert getattr(load_snapshot(save_snapshot(whole)), part) == {"\U0001f600": "\u00e9"}
+
+
 @pytest.mark.parametrize("length", [0, 7, 2**20, 2**60, 2**64 - 1])
 def test_implausible_header_length_is_refused(length: int) -> None:
     """A header longer than the file is read no further than its length."""

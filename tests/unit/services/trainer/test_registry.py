@@ -136,6 +136,16 @@ async def test_built_in_policy_can_be_active(bench: Bench) -> None:
     assert (active.record.stage, active.snapshot) == (Stage.ACTIVE, b"")
 
 
+async def test_a_name_that_cannot_be_stored_stops_nothing(bench: Bench) -> None:
+    """Half a surrogate pair is no text; the registry goes on as if it had never been sent."""
+    await bench.publish(1)
+    with pytest.raises(SnapshotError, match="not text") as caught:
+        await bench.registry.publish(snapshot(2, evaluation={"\ud800": 0.9}))
+    assert caught.value.reason == "SNAPSHOT_MALFORMED"
+    assert len(await bench.registry.policies()) == 3
+    await bench.registry.promote("price")
+
+
 async def test_bad_snapshot_is_refused_and_counted(bench: Bench) -> None:
     """Damage and a foreign schema never enter the registry."""
     for blob, reason in (
