@@ -135,7 +135,7 @@ async def refit(
         fits = fit_served(found, known, kept, profile)
     except FitError as error:
         raise CommandError(f"no profile: {error}") from None
-    fits = ordered(fits, [tier for tier in known if tier in fits])
+    fits = ordered(fits, known, kept)
     costs: dict[str, TierProfile] = {
         tier: fits[tier].profile if tier in fits else before
         for tier, before in profile.tiers.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 import time
@@ -111,6 +112,7 @@ def train(
     path = out or state_folder(*TRAINED)
     check_writable(path, "--out")
     start = read_bytes(initial) if initial is not None else None
+    checkpoint = path.with_name(path.name + ".checkpoint")
     with _Display(quiet=as_json, folder=tensorboard) as display:
         try:
             own = described_mesh(asked)
@@ -127,10 +129,13 @@ def train(
                 seed=seed,
                 budget=Budget(seconds=budget_s, rounds=rounds or None),
                 initial=start,
-                checkpoint=path.with_name(path.name + ".checkpoint"),
+                checkpoint=checkpoint,
                 progress=display.show,
             )
             write_atomically(path, blob)
+            # Not before: a disk that is full must not cost the training.
+            with contextlib.suppress(OSError):
+                checkpoint.unlink()
         except (EvaluationInputError, ScenarioError, SnapshotError, InvalidFileError) as error:
             raise InputError(str(error)) from None
         except CheckpointError as error:

@@ -6,6 +6,7 @@ Shape letters: N equations, P parameters.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -173,18 +174,35 @@ def _check_times(measured_N: NDArray[np.float64]) -> None:
         raise FitError(f"measured times must be from {low_s:g} s to {high_s:g} s")
 
 
-def ordered(fits: Mapping[str, Fit], tiers: Sequence[str]) -> dict[str, Fit]:
+def ordered(
+    fits: Mapping[str, Fit], tiers: Sequence[str], kept: Mapping[str, TierProfile] | None = None
+) -> dict[str, Fit]:
     """Puts fits in an order and makes step costs rise with it, as a profile must.
 
     A tier whose step came out below that of one before it gets that one's: noise may have swapped
     neighbours. What is no noise shows in how far the profile is off afterwards.
+
+    Args:
+        fits: by tier.
+        tiers: the order, lowest quality first.
+        kept: costs of other tiers among them, which rise with the order and stay as they are.
     """
+    kept = kept or {}
+    ceilings_s: dict[str, float] = {}
+    ceiling_s = math.inf
+    for tier in reversed(tiers):
+        ceiling_s = min(ceiling_s, kept[tier].step_s) if tier in kept else ceiling_s
+        ceilings_s[tier] = ceiling_s
     done: dict[str, Fit] = {}
     floor_s = 0.0
     for tier in tiers:
+        if tier in kept:
+            floor_s = kept[tier].step_s
+            continue
         fit = fits[tier]
-        if fit.profile.step_s < floor_s:
-            fit = dataclasses.replace(fit, profile=dataclasses.replace(fit.profile, step_s=floor_s))
-        floor_s = fit.profile.step_s
+        step_s = min(max(floor_s, fit.profile.step_s), ceilings_s[tier])
+        if step_s != fit.profile.step_s:
+            fit = dataclasses.replace(fit, profile=dataclasses.replace(fit.profile, step_s=step_s))
+        floor_s = step_s
         done[tier] = fit
     return done

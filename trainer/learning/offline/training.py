@@ -51,8 +51,8 @@ def train_policy(
         seed: of everything drawn; by time the machine's speed decides how many rounds there are.
         budget: what limits training and evaluation together.
         initial: snapshot to start from; None: afresh.
-        checkpoint: file the run's state is kept in; a run that was killed goes on from it, and it
-            is deleted when the run is complete. None: no checkpoint.
+        checkpoint: file the run's state is kept in; a run that was killed goes on from it. It is
+            for the caller to delete once what is returned is safe. None: no checkpoint.
         progress: told how far the run is.
 
     Raises:
@@ -79,10 +79,7 @@ def train_policy(
         progress(TRAINING_SHARE * share, {"phase": phase, **run.facts(elapsed_s())})
     evaluation = _evaluate(mesh, run)
     progress(1.0, {"phase": "done", **run.facts(elapsed_s()), **evaluation})
-    blob = run.snapshot(evaluation)
-    if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
-    return blob
+    return run.snapshot(evaluation)
 
 
 def evaluate_policy(

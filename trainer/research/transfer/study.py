@@ -145,6 +145,7 @@ def trained_for(
     checkpoint = path.with_suffix(".checkpoint")
     blob = train_policy(mesh, config, seed=1, budget=budget, checkpoint=checkpoint, progress=told)
     path.write_bytes(blob)
+    checkpoint.unlink(missing_ok=True)
     return blob
 
 

@@ -91,6 +91,18 @@ async def test_too_little_is_said_with_what_is_missing() -> None:
     assert found.remarks == ("large: keeps its costs, too little was served",)
 
 
+async def test_what_is_kept_bounds_what_is_refitted() -> None:
+    """A profile whose steps fall from one tier to the next is none: no service would take it."""
+    quick = LARGE.scaled(0.7 * BELIEVED.tiers["small"].step_s / LARGE.step_s)
+    found = await refitted(served({"large": quick}, 8.0, 2_000), keeps_others=True)
+    assert found.profile.tiers["small"] == BELIEVED.tiers["small"]
+    assert parse_profile(format_profile(found.profile), "p", TIERS).tiers == found.profile.tiers
+    slow = SMALL.scaled(1.5 * BELIEVED.tiers["large"].step_s / SMALL.step_s)
+    found = await refitted(served({"small": slow}, 2.0, 2_000), keeps_others=True)
+    assert parse_profile(format_profile(found.profile), "p", TIERS).tiers == found.profile.tiers
+    assert any(each.startswith("small: ") for each in found.refusals(MOST_ERROR))
+
+
 async def test_answers_that_do_not_stream_are_the_reason_that_is_given() -> None:
     """Nobody knows when their tokens were made."""
     requests = [replace(each, first_s=each.end_s) for each in served(COSTS, 8.0, 500)]

@@ -12,6 +12,7 @@ from services.cli.app import run
 from tests.unit.services.cli.said import complaint
 from tests.unit.services.cli.test_own_mesh import FILES
 from trainer.evaluation import plan
+from trainer.learning.checkpoint import CheckpointError
 from trainer.shipped import POLICIES, shipped
 from trainer.simulation.scenarios import Mesh
 
@@ -87,3 +88,32 @@ def test_what_cannot_be_published_is_said_to_be_written(
     said = capsys.readouterr().err
     assert f"{out} is written, but not published: no trainer answers" in said
     assert out.read_bytes() == snapshot
+
+
+def test_what_cannot_be_written_is_not_trained_in_vain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run's state stays until its snapshot is there, so that the next one goes on from it."""
+    snapshot = shipped(POLICIES, "reference.safetensors").read_bytes()
+
+    def train_policy(_: Mesh, *, checkpoint: Path, **__: object) -> bytes:
+        checkpoint.touch()
+        return snapshot
+
+    def is_full(path: Path, _: bytes) -> None:
+        raise CheckpointError(f"{path}: cannot be written: No space left on device")
+
+    monkeypatch.setattr("trainer.learning.offline.training.train_policy", train_policy)
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    out = tmp_path / "own.safetensors"
+    options = ["--config", str(tmp_path / "mesh.toml"), "--out", str(out), "--no-answer"]
+    with monkeypatch.context() as full:
+        full.setattr("trainer.learning.checkpoint.write_atomically", is_full)
+        assert run(["train", *options]) == 1
+    assert "No space left" in complaint(capsys)
+    kept = tmp_path / "own.safetensors.checkpoint"
+    assert kept.exists()
+    assert run(["train", *options]) == 0
+    assert out.read_bytes() == snapshot
+    assert not kept.exists()

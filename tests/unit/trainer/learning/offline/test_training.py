@@ -115,7 +115,8 @@ def test_killed_run_goes_on_to_the_same_result(
     with pytest.raises(CheckpointError, match="another run"):
         train_policy(MESH, tiny, **run | {"seed": 4}, checkpoint=path)
     assert train_policy(MESH, tiny, **run, checkpoint=path) == straight
-    assert not path.exists()
+    # Nobody has what was made yet, and who asked may be killed before it is written.
+    assert path.exists()
 
 
 def test_training_goes_on_from_a_snapshot(trained: bytes) -> None:
