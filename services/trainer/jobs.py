@@ -121,7 +121,7 @@ class OnlineJob:
 
     def drop(self, since_s: float, until_s: float) -> tuple[int, int]:
         """See `OnlineLoop.drop`."""
-        return self._loop.drop(since_s, until_s)
+        return self._loop.drop(since_s, until_s, time.time())
 
     def snapshot(self, description: dict[str, Any]) -> bytes:
         """See `OnlineLoop.snapshot`."""

@@ -222,7 +222,7 @@ class Rollouts:
 
         Raises:
             NoRolloutError: None is paused.
-            RolloutHeldError: The canary's test is over, and more of it would show no more.
+            RolloutHeldError: Its test is over, and more of it would show no more.
         """
         async with self._lock:
             state = self._registry.rollout
@@ -513,16 +513,21 @@ class Rollouts:
                 )
 
     def _check_open(self, state: RolloutState) -> None:
-        """Raises RolloutHeldError if the canary's test had ended before the pause."""
-        plan = self.limits.canary
-        if state.stage is not Stage.CANARY or plan.judge(state.carried.effect) is Judgement.GO_ON:
-            return
-        raise RolloutHeldError(
-            f"the canary's test is over: {difference(state.carried, plan)}; "
-            f"`tiercel policy promote {state.version} --at-once` uses it all the same, `tiercel "
-            "policy rollback` ends its rollout",
-            reason="ROLLOUT_TEST_IS_OVER",
-        )
+        """Raises RolloutHeldError if the test had ended before the pause, and could not tell."""
+        limits, test = self.limits, ""
+        if state.stage is Stage.CANARY:
+            if limits.canary.judge(state.carried.effect) is not Judgement.GO_ON:
+                test = f"the canary's test is over: {difference(state.carried, limits.canary)}"
+        elif state.stage is Stage.SWITCHBACK:
+            found = judge_switchback(state.differences, limits.switch)
+            if found is not None and found.verdict is Verdict.CANNOT_TELL:
+                test = f"the switchback's test is over: {found.text}"
+        if test:
+            raise RolloutHeldError(
+                f"{test}; `tiercel policy promote {state.version} --at-once` uses it all the same, "
+                "`tiercel policy rollback` ends its rollout",
+                reason="ROLLOUT_TEST_IS_OVER",
+            )
 
     def _stage_number(self) -> float:
         """Returns the stage for people, also of a rollout that another trainer began."""

@@ -125,6 +125,11 @@ class RecordJoiner:
         self.expired_count = 0
         self.gap_count = 0
 
+    @property
+    def newest_s(self) -> float:
+        """When the newest decision was made, seconds; minus infinity before the first."""
+        return float(self._newest_s)
+
     def __len__(self) -> int:
         """Returns the number of decisions that wait."""
         return len(self._waiting)

@@ -6,8 +6,9 @@ stream forget it. Records that come again after a crash are recognised and settl
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ from trainer.learning.online.settled import SettledKeys
 
 _BAD_STATE = (OSError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError)
 """What a state that is none ends in, CheckpointError and ReplayError among it."""
+_MOST_SPANS = 64
+"""Spans of time that were dropped last and are remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,8 @@ class OnlineLoop:
         # Released by the joiner and not saved yet.
         self._held: set[DecisionKey] = set()
         self._settled = SettledKeys()
+        # Of decisions made in these spans of time nothing is learned, whenever they come.
+        self._spans: list[tuple[float, float]] = []
         # What a state restored had dropped before, and what came again since.
         self._dropped_before = Counter[str]()
         self._again_count = 0
@@ -198,7 +203,7 @@ class OnlineLoop:
                 self._again_count += 1
             else:
                 self._joiner.add_outcome(outcome)
-        for step in self._joiner.release():
+        for step in map(self._allowed, self._joiner.release()):
             self._held.add(step.decision.key)
             baseline = 0.0
             if step.counts:
@@ -261,6 +266,7 @@ class OnlineLoop:
                 "settled": settled.get_state(),
                 "processes": self._processes.get_state(),
                 "dropped": self._dropped(),
+                "spans": self._spans,
                 "rng": self._rng.bit_generator.state,
                 "mean_reward": self._mean_reward,
             }
@@ -291,17 +297,24 @@ class OnlineLoop:
             self._problems.append(f"went back to the last saved network: {reason}")
         self._has_gone_back = True
 
-    def drop(self, since_s: float, until_s: float) -> tuple[int, int]:
+    def drop(self, since_s: float, until_s: float, now_s: float = math.inf) -> tuple[int, int]:
         """Drops what the replay holds of a span of time, and starts the network afresh on the rest.
+
+        Nor is anything of it learned that waits here, or that has not been read yet.
 
         Args:
             since_s: start of the span, seconds since 1970.
             until_s: end of the span, itself not in it.
+            now_s: the time, seconds since 1970; what is decided later is not of the span.
 
         Returns:
             How many transitions were dropped, and how many are left.
         """
         dropped = self._replay.drop(since_s, until_s)
+        # Routers' clocks may be ahead.
+        last_s = math.nextafter(max(now_s, self._joiner.newest_s), math.inf)
+        self._spans = [*self._spans, (since_s, min(until_s, last_s))][-_MOST_SPANS:]
+        self._pending = [self._allowed(step) for step in self._pending]
         # What was learned from them cannot be told from the rest.
         done = {"step_count": np.array(self._learner.step_count, np.int64)}
         self._good = {**self._start, **done}
@@ -335,6 +348,13 @@ class OnlineLoop:
                 schedule=self._schedule,
             )
         )
+
+    def _allowed(self, step: Step) -> Step:
+        """Returns a step, as a cancelled one if it is of a span that was dropped."""
+        made_s = step.decision.time_s
+        if any(since_s <= made_s < until_s for since_s, until_s in self._spans):
+            return step._replace(reward=0.0, counts=False)
+        return step
 
     def _complete(self) -> None:
         """Moves the steps whose returns are final from pending to the replay."""
@@ -447,11 +467,12 @@ class OnlineLoop:
             return  # what was learned on other features is of no use
         settled, baseline, rng = SettledKeys(), RewardBaseline(), np.random.default_rng(0)
         settled.set_state(meta["settled"])
-        # A state of an earlier version lacks these two.
+        # A state of an earlier version lacks these three.
         processes = ProcessBook()
         if "processes" in meta:
             processes.set_state(meta["processes"])
         dropped = Counter({str(k): int(v) for k, v in meta.get("dropped", {}).items()})
+        spans = _spans(meta.get("spans", ()))
         baseline.set_state(meta["baseline"])
         mean_reward, rng.bit_generator.state = meta["mean_reward"], meta["rng"]
         if mean_reward is not None and not is_finite_number(mean_reward):
@@ -462,7 +483,7 @@ class OnlineLoop:
         if meta.get("corrects", self._corrects) == self._corrects:
             self._replay.restore(arrays["replay"].tobytes())
         self._settled, self._baseline, self._mean_reward = settled, baseline, mean_reward
-        self._processes, self._dropped_before = processes, dropped
+        self._processes, self._dropped_before, self._spans = processes, dropped, spans
         self._missing_count = settled.missing_count
         if meta["parent"] == self._parent:
             prefix = "learner."
@@ -475,6 +496,14 @@ class OnlineLoop:
             except LearnerStateError:
                 return  # of a learner with other parts: afresh from the parent's weights
             self._rng = rng
+
+
+def _spans(values: Iterable[Any]) -> list[tuple[float, float]]:
+    """Returns spans of time; raises TypeError or ValueError for what is none."""
+    spans = [(since_s, until_s) for since_s, until_s in values]
+    if not all(is_finite_number(each) for span in spans for each in span):
+        raise ValueError(f"spans: {spans!r:.40} are no spans of time")
+    return spans[-_MOST_SPANS:]
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -553,6 +553,10 @@ async def test_a_canary_that_earned_at_the_cost_of_others_is_paused() -> None:
     assert (state.stage, state.is_paused) == (Stage.SWITCHBACK, True)
     assert "it may earn less when it decides everything" in state.reason
     assert bench.steps("paused", "cannot_tell") == 1.0
+    # It would be paused again at once, for all its pairs are over.
+    with pytest.raises(RolloutHeldError, match=r"test is over.*3 pairs.*--at-once"):
+        await bench.rollouts.resume("promoted again")
+    assert bench.registry.rollout == state
 
 
 async def test_one_that_is_surely_worse_everywhere_is_rejected() -> None:

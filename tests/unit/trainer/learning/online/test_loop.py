@@ -365,6 +365,35 @@ def test_a_span_is_dropped_and_the_network_starts_afresh_on_the_rest(tmp_path: P
     assert loop.learn(10.0, _ticks()) > 0  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_what_is_dropped_does_not_come_in_afterwards(tmp_path: Path, is_restarted: bool) -> None:
+    """Nor what waited for its outcome or its horizon then, nor what had not been read."""
+    loop = OnlineLoop(_config(), path=tmp_path / "state")
+    decisions, outcomes = _records(1, 300)
+    loop.ingest(decisions[:100], outcomes[:90])
+    loop.drop(0.0, 0.05 * 150 - 0.01, now_s=100.0)
+    assert len(loop._replay) == 0
+    loop.save()
+    if is_restarted:
+        loop = OnlineLoop(_config(), path=tmp_path / "state")
+        loop.ingest(decisions[:100], outcomes[:90])
+    loop.ingest(decisions[100:], outcomes[90:])
+    times = loop._replay._held().time_B
+    assert times.min() == pytest.approx(0.05 * 150)
+    # The last four wait for their horizon.
+    assert len(times) == 300 - 149 - 4
+
+
+def test_a_drop_without_an_end_is_of_what_there_is_by_then() -> None:
+    """Also where clocks of routers are ahead; what comes later is learned from."""
+    loop = OnlineLoop(_config())
+    loop.ingest(*_records(1, 100))
+    loop.drop(0.0, 253_402_300_799.0, now_s=2.0)
+    assert len(loop._replay) == 0
+    loop.ingest(*_records(101, 100))
+    assert len(loop._replay) == 96
+
+
 def test_what_never_came_is_counted_by_its_numbers_over_restarts(tmp_path: Path) -> None:
     """So is what came too late; neither is counted again by whoever restores the state."""
     loop = OnlineLoop(_config(), path=tmp_path / "state")
