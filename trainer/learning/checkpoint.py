@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Mapping
@@ -63,6 +64,30 @@ def write_atomically(path: Path, blob: bytes) -> None:
         with suppress(OSError):  # of a disk that is read-only
             temporary.unlink(missing_ok=True)
         raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes what processes that were killed as they wrote a file have left beside it.
+
+    Each would leave another one, as large as the file, until the disk is full. What a process of
+    this machine that lives still may be writing stays.
+    """
+    is_left = re.compile(rf"\.{re.escape(path.name)}\.([1-9][0-9]{{0,8}})(\.previous)?\.tmp")
+    with suppress(OSError):
+        for each in path.parent.iterdir():
+            found = is_left.fullmatch(each.name)
+            if found is not None and not _is_alive(int(found[1])):
+                each.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # somebody else's
+    return True
 
 
 def save_checkpoint(

@@ -17,7 +17,12 @@ import torch
 from router.dqn.snapshot import load_snapshot
 from router.features import SCHEMA
 from router.policies.table import make_policy
-from trainer.learning.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from trainer.learning.checkpoint import (
+    CheckpointError,
+    load_checkpoint,
+    remove_leftovers,
+    save_checkpoint,
+)
 from trainer.learning.offline.config import Budget, OfflineConfig
 from trainer.learning.offline.policy_iteration import SEARCH, PolicyIteration
 from trainer.learning.offline.validation import score
@@ -141,6 +146,7 @@ def _restore(run: PolicyIteration, path: Path) -> float:
     Raises:
         CheckpointError: it is damaged, or of a run with other settings.
     """
+    remove_leftovers(path)
     found = load_checkpoint(path)
     if found is None:
         return 0.0

@@ -23,6 +23,7 @@ from trainer.learning.checkpoint import (
     damaged_of,
     load_checkpoint,
     previous_of,
+    remove_leftovers,
     save_checkpoint,
     set_aside,
 )
@@ -451,6 +452,7 @@ class OnlineLoop:
         """Takes the newest state that is good; sets aside what is not."""
         if self._path is None:
             return
+        remove_leftovers(self._path)
         for path in (self._path, previous_of(self._path)):
             try:
                 found = load_checkpoint(path)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ from trainer.learning.checkpoint import (
     CheckpointError,
     load_checkpoint,
     previous_of,
+    remove_leftovers,
     save_checkpoint,
     write_atomically,
 )
@@ -58,6 +62,25 @@ def test_full_disk_leaves_the_last_good_one(
     assert loaded is not None
     assert loaded[0] == {"step": 1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["state"]
+
+
+def test_what_killed_writers_left_is_removed(tmp_path: Path) -> None:
+    """Each would leave a file as large as a checkpoint; what others write or named so stays."""
+    path = tmp_path / "state"
+    write = "import os, pathlib, signal, sys\n"
+    write += "from trainer.learning import checkpoint\n"
+    write += "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
+    write += "checkpoint.write_atomically(pathlib.Path(sys.argv[1]), b'x')\n"
+    for _ in range(2):
+        killed = subprocess.run([sys.executable, "-c", write, str(path)], check=False)
+        assert killed.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 2
+    others = {f".state.{os.getppid()}.tmp", ".state.tmp", ".other.1.tmp", "state.previous"}
+    for name in others:
+        (tmp_path / name).touch()
+    remove_leftovers(path)
+    assert {each.name for each in tmp_path.iterdir()} == others
+    remove_leftovers(tmp_path / "nowhere" / "state")
 
 
 def test_damage_is_noticed(tmp_path: Path) -> None:

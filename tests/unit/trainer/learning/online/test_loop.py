@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -392,6 +393,16 @@ def test_a_drop_without_an_end_is_of_what_there_is_by_then() -> None:
     assert len(loop._replay) == 0
     loop.ingest(*_records(101, 100))
     assert len(loop._replay) == 96
+
+
+def test_a_save_that_was_killed_leaves_nothing_for_good(tmp_path: Path) -> None:
+    """The next learner clears up what a writer left that is gone."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left = tmp_path / f".state.{gone.pid}.tmp"
+    left.touch()
+    OnlineLoop(_config(), path=tmp_path / "state")
+    assert not left.exists()
 
 
 def test_what_never_came_is_counted_by_its_numbers_over_restarts(tmp_path: Path) -> None:
