@@ -21,6 +21,11 @@ from trainer.learning.online.processes import ProcessRecord
 
 _RECOVERY_MARGIN_S = 0.01
 _TOLD_EVERY_S = 60.0
+_MOST_ACKED = 5_000
+"""Entries acknowledged in one call, which must not take as long as a call may.
+
+After a disk that was full there are as many as the stream holds.
+"""
 _MOST_LETTERS = 100
 """Most refused entries of one read that are kept; all are counted."""
 
@@ -142,14 +147,14 @@ class ExperienceConsumer:
                 self._open.pop(entry_id, None)
                 self._to_ack.append(entry_id)
         self._give_up_orphans()
-        if not self._to_ack:
-            return
-        try:
-            await self._stream.ack(self._group, self._to_ack)
-        except StateUnavailableError:
-            return  # they come again and are recognised as settled
-        self._metrics.entries_acked.inc(len(self._to_ack))
-        self._to_ack = []
+        while self._to_ack:
+            some = self._to_ack[:_MOST_ACKED]
+            try:
+                await self._stream.ack(self._group, some)
+            except StateUnavailableError:
+                return  # they come again and are recognised as settled
+            self._metrics.entries_acked.inc(len(some))
+            del self._to_ack[: len(some)]
 
     async def _recover(self) -> list[StreamEntry]:
         """Returns what a former life had read and not settled, before anything newer is read.

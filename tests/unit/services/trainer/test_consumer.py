@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from services.common.log import get_logger
+from services.common.state.errors import StateUnavailableError
 from services.common.state.experience_stream import MemoryExperienceStream
 from services.trainer.consumer import ExperienceConsumer
 from services.trainer.mesh_view import MeshView
@@ -221,6 +223,31 @@ async def test_an_acknowledgement_that_failed_is_repeated(bench: Bench) -> None:
     bench.stream.is_down = False
     await bench.consumer.settle([])
     assert bench.pending_count() == 0
+
+
+async def test_a_great_deal_is_acknowledged_bit_by_bit(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it at once takes Redis longer than a call may take, this time and every time."""
+    ack, sent = bench.stream.target.ack, []
+
+    async def slow(group: str, entry_ids: Sequence[str]) -> int:
+        sent.append(len(entry_ids))
+        if len(entry_ids) > 10_000 or len(sent) == 2:
+            raise StateUnavailableError("Redis did not answer within 0.5 s")
+        return await ack(group, entry_ids)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(bench.stream.target, "ack", slow)
+    await bench.stream.append([b"\xff"] * 12_000)  # refused, so that nothing need be saved
+    while await bench.consumer.read(0.0) and bench.counted("entries_read") < 12_000:
+        pass
+    await bench.consumer.settle([])
+    done = bench.counted("entries_acked")
+    assert 0 < done < 12_000
+    assert bench.pending_count() == 12_000 - done
+    await bench.consumer.settle([])
+    assert bench.pending_count() == 0
+    assert bench.counted("entries_acked") == 12_000
 
 
 async def test_what_nothing_settles_is_given_up(bench: Bench) -> None:
