@@ -34,6 +34,8 @@ _RECONNECT = (
     # attempt takes longer than the shortest wait between two.
     ("grpc.min_reconnect_backoff_ms", 1_000),
 )
+_LONG_ANSWERS = (("grpc.max_receive_message_length", 32 * 1024 * 1024),)
+"""Argument by which the answer to a command may hold a snapshot, or a large mesh."""
 _OLD_CALLS_S = 600.0
 """How long calls under way may go on once their channel's certificates were renewed, seconds.
 
@@ -66,9 +68,10 @@ def open_blocking_channel(
     address: str, credentials: grpc.ChannelCredentials | None = None
 ) -> grpc.Channel:
     """Opens a channel for blocking calls; use it as a context manager."""
+    options = STRAIGHT + NOT_PACKED + _LONG_ANSWERS
     if credentials is None:
-        return grpc.insecure_channel(address, options=STRAIGHT + NOT_PACKED)
-    return grpc.secure_channel(address, credentials, options=STRAIGHT + NOT_PACKED)
+        return grpc.insecure_channel(address, options=options)
+    return grpc.secure_channel(address, credentials, options=options)
 
 
 def connection_of(channel: grpc.aio.Channel) -> Callable[[], object]:

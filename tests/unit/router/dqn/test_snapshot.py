@@ -205,12 +205,14 @@ def test_name_that_is_there_twice_is_refused() -> None:
 @pytest.mark.parametrize("part", ["training", "evaluation", "fleet"])
 def test_half_a_character_is_refused(part: str) -> None:
     """Wherever it stands: nothing that reads the file on could store, send or print it."""
+    facts: Any
     for facts in ({"\ud800": 1.0}, {"note": ["\udfff"]}):
         with pytest.raises(SnapshotError, match="not text") as caught:
             load_snapshot(save_snapshot(replace(_snapshot(), **{part: facts})))
         assert caught.value.reason == snapshots.REASON_MALFORMED
-    whole = replace(_snapshot(), **{part: {"\U0001f600": "\u00e9"}})
-    assert getattr(load_snapshot(save_snapshot(whole)), part) == {"\U0001f600": "\u00e9"}
+    facts = {"\U0001f600": "\u00e9"}
+    whole = replace(_snapshot(), **{part: facts})
+    assert getattr(load_snapshot(save_snapshot(whole)), part) == facts
 
 
 @pytest.mark.parametrize("length", [0, 7, 2**20, 2**60, 2**64 - 1])

@@ -11,6 +11,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from router.dqn.snapshot import MAX_SNAPSHOT_BYTES
 from services.common.channels import open_blocking_channel, open_channel
 from services.common.tiers.errors import BAD_ANSWER, TierUnavailableError
 from services.common.triton.errors import error_of_status
@@ -47,6 +48,21 @@ def address(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     number = server.add_insecure_port("127.0.0.1:0")
     server.start()
     yield f"127.0.0.1:{number}"
+    server.stop(grace=0).wait(timeout=LIMIT_S)
+
+
+def test_a_command_takes_the_longest_answer_there_is() -> None:
+    """A trainer answers with a whole snapshot, which may be longer than gRPC takes by itself."""
+    answer = b"x" * MAX_SNAPSHOT_BYTES
+    handler = grpc.unary_unary_rpc_method_handler(lambda _request, _context: answer)
+    server = grpc.server(
+        ThreadPoolExecutor(max_workers=1), options=[("grpc.max_send_message_length", -1)]
+    )
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("s", {"Get": handler})])
+    number = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with open_blocking_channel(f"127.0.0.1:{number}") as channel:
+        assert channel.unary_unary("/s/Get")(b"", timeout=LIMIT_S) == answer
     server.stop(grace=0).wait(timeout=LIMIT_S)
 
 
