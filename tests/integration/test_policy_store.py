@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from services.common.state import keys
-from services.common.state.errors import VersionMismatchError
+from services.common.state.errors import StateUnavailableError, VersionMismatchError
 from services.common.state.policy_store import (
     Activation,
     MemoryPolicyStore,
@@ -15,6 +17,7 @@ from services.common.state.policy_store import (
     StoredPolicy,
 )
 from services.common.state.redis_connection import RedisConnection
+from tests.conftest import RedisServer
 
 
 @pytest.fixture(params=["redis", "memory"])
@@ -241,3 +244,38 @@ async def test_places_in_the_order_that_are_nobodys_are_set_aside(
     for _ in range(2):
         assert [each.version for each in await store.policies()] == ["1"]
     assert await redis.xlen(keys.dead_letter("policy")) == 1
+
+
+async def test_a_lost_answer_is_no_second_activation(
+    redis_connection: RedisConnection, redis_server: RedisServer
+) -> None:
+    """Sent again, it would seem that others were quicker: who repeats a rollback then goes on."""
+    is_cut = False
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal is_cut
+        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", redis_server.port)
+        while request := await reader.read(65_536):
+            up_writer.write(request)
+            answer = await up_reader.read(65_536)
+            if is_cut and b"EVALSHA" in request:
+                is_cut = False
+                break
+            writer.write(answer)
+        up_writer.close()
+        writer.close()
+
+    server = await asyncio.start_server(relay, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    connection = RedisConnection(f"redis://127.0.0.1:{port}/0", timeout_s=10.0)
+    try:
+        store, direct = RedisPolicyStore(connection), RedisPolicyStore(redis_connection)
+        assert await store.activate("price", "", 0) == 1  # Redis knows the script by now
+        is_cut = True
+        with pytest.raises(StateUnavailableError):
+            await store.activate("dqn", "1", 1)
+        assert await direct.history() == [Activation(1, "price", ""), Activation(2, "dqn", "1")]
+        assert await store.activate("greedy", "", 2) == 3
+    finally:
+        await connection.close()
+        server.close()

@@ -161,7 +161,8 @@ class RedisPolicyStore:
         self._limit = limit
         self._put = self._redis.register_script(scripts.PUT_POLICY)
         self._drop = self._redis.register_script(scripts.DROP_POLICY)
-        self._activate = self._redis.register_script(scripts.ACTIVATE)
+        # Sent again, it would take its own first time for somebody else's activation.
+        self._activate = connection.once.register_script(scripts.ACTIVATE)
         self._put_rollout = self._redis.register_script(scripts.PUT_ROLLOUT)
 
     async def put(

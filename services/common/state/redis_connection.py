@@ -43,11 +43,15 @@ class DeadLetter(NamedTuple):
 
 
 class RedisConnection:
-    """A pool of connections to one Redis; nothing is sent before the first call.
+    """Connections to one Redis; nothing is sent before the first call.
 
     Args:
         url: `redis://host:port/db`.
         timeout_s: Longest time a call may take, connecting included, in seconds.
+
+    Attributes:
+        redis: Sends a command again, once, where its connection broke before the answer.
+        once: Sends no command again: for those that would find the trace of their first time.
     """
 
     def __init__(self, url: str, *, timeout_s: float = 0.5) -> None:
@@ -61,6 +65,12 @@ class RedisConnection:
             socket_connect_timeout=timeout_s,
             retry=Retry(NoBackoff(), 1),
             retry_on_error=[ConnectionError, *_CLOSED],
+        )
+        self.once: Redis = Redis.from_url(
+            url,
+            socket_timeout=None,
+            socket_connect_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 0),
         )
 
     async def ping(self) -> None:
@@ -78,9 +88,10 @@ class RedisConnection:
 
     async def close(self) -> None:
         """Closes the connections; never raises."""
-        with suppress(RedisError, OSError, TimeoutError):
-            async with asyncio.timeout(self._timeout_s):
-                await self.redis.aclose()
+        for each in (self.redis, self.once):
+            with suppress(RedisError, OSError, TimeoutError):
+                async with asyncio.timeout(self._timeout_s):
+                    await each.aclose()
 
     async def call(
         self,

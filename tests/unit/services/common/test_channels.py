@@ -54,7 +54,7 @@ def address(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_command_takes_the_longest_answer_there_is() -> None:
     """A trainer answers with a whole snapshot, which may be longer than gRPC takes by itself."""
     answer = b"x" * MAX_SNAPSHOT_BYTES
-    handler = grpc.unary_unary_rpc_method_handler(lambda _request, _context: answer)
+    handler: Any = grpc.unary_unary_rpc_method_handler(lambda _request, _context: answer)
     server = grpc.server(
         ThreadPoolExecutor(max_workers=1), options=[("grpc.max_send_message_length", -1)]
     )
@@ -62,7 +62,8 @@ def test_a_command_takes_the_longest_answer_there_is() -> None:
     number = server.add_insecure_port("127.0.0.1:0")
     server.start()
     with open_blocking_channel(f"127.0.0.1:{number}") as channel:
-        assert channel.unary_unary("/s/Get")(b"", timeout=LIMIT_S) == answer
+        get: Any = channel.unary_unary("/s/Get")
+        assert get(b"", timeout=LIMIT_S) == answer
     server.stop(grace=0).wait(timeout=LIMIT_S)
 
 
