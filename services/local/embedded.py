@@ -27,7 +27,7 @@ from services.local.processes import (
     wanted_ports,
 )
 from services.local.settings_file import settings_text
-from services.local.supervisor import Supervisor, kill_descendants
+from services.local.supervisor import Supervisor, heard_or_not, kill_descendants
 from services.local.triton.errors import TritonServerError
 from services.local.triton.repository.layout import ServerRepository
 
@@ -91,8 +91,8 @@ class EmbeddedMesh:
         self.layout = layout or machine_layout()
         self.folder = run_folder(options.name).absolute()
         _refuse_second(self.folder, options.name)
-        self._say = say
-        self._supervisor = Supervisor(say=say, changed=self._write_manifest)
+        self._say = heard_or_not(say)
+        self._supervisor = Supervisor(say=self._say, changed=self._write_manifest)
         self._owner = os.getpid()
         self._claims = PortClaims()
         ports = self._claims.choose(wanted_ports(options.router_count))

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from services.local.supervisor import kill_descendants
+from services.local.supervisor import heard_or_not, kill_descendants
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SIGNAL_EXIT_BASE = 128
@@ -19,7 +19,7 @@ def run_owning_children(work: Coroutine[Any, Any, int], say: Callable[[str], Non
 
     Args:
         work: What the command does; returns its exit code.
-        say: Tells the user that the command is being stopped.
+        say: Tells the user that the command is being stopped; it is stopped also where nobody reads.
 
     Returns:
         What ``work`` returns, or 128 + the signal's number if it was cut off.
@@ -30,6 +30,7 @@ def run_owning_children(work: Coroutine[Any, Any, int], say: Callable[[str], Non
 async def _guard(work: Coroutine[Any, Any, int], say: Callable[[str], None]) -> int:
     task = asyncio.ensure_future(work)
     received: list[int] = []
+    say = heard_or_not(say)
 
     def on_signal(number: int) -> None:
         received.append(number)

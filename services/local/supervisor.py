@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import time
@@ -41,7 +42,7 @@ class Supervisor:
             changed: Called whenever a child was started or given up.
             clock: Monotonic clock, in seconds.
         """
-        self._say = say
+        self._say = heard_or_not(say)
         self._changed = changed
         self._clock = clock
         self._watchers: dict[str, asyncio.Task[None]] = {}
@@ -153,6 +154,20 @@ class Supervisor:
             return await ended
         finally:
             ended.cancel()
+
+
+def heard_or_not(say: Callable[[str], None]) -> Callable[[str], None]:
+    """Returns a `say` that raises nothing where nobody reads any more what it writes.
+
+    Ctrl-C ends the `tee` behind a command with it, and a closed terminal takes no text. What owns
+    processes has to end them all the same.
+    """
+
+    def say_if_heard(text: str) -> None:
+        with contextlib.suppress(OSError):
+            say(text)
+
+    return say_if_heard
 
 
 def _ending(code: int) -> str:

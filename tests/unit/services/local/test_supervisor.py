@@ -45,6 +45,24 @@ async def test_the_supervisor_ends_a_child_that_answers_nothing(
     await keeper.stop()
 
 
+async def test_a_child_comes_back_where_nobody_reads_what_is_said(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reader of `tiercel up 2>&1 | head` has gone; the mesh has not."""
+    monkeypatch.setattr(supervisor, "FIRST_BACKOFF_S", 0.01)
+
+    def say(_: str) -> None:
+        raise BrokenPipeError
+
+    keeper = Supervisor(say=say)
+    await keeper.start([spec_of(tmp_path)])
+    first = keeper.children["one"].pid
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    await until(lambda: keeper.children["one"].start_count == 2, "the child is back")
+    await keeper.stop()
+
+
 async def test_the_supervisor_starts_an_ended_child_again(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
