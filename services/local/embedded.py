@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import fcntl
 import os
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from services.common.mesh_settings import EndpointSettings, TaskSettings
 from services.local.child import ChildError
@@ -95,6 +96,7 @@ class EmbeddedMesh:
         self._supervisor = Supervisor(say=self._say, changed=self._write_manifest)
         self._owner = os.getpid()
         self._claims = PortClaims()
+        self._held: IO[bytes] | None = None
         ports = self._claims.choose(wanted_ports(options.router_count))
         self._processes = Processes(self.folder, ports, self.layout)
         self._repository: ServerRepository | None = None
@@ -116,7 +118,12 @@ class EmbeddedMesh:
         return {name: self._processes.address(name) for name in names}
 
     async def __aenter__(self) -> Self:
-        """Returns the mesh; nothing is started yet."""
+        """Returns the mesh; nothing is started yet.
+
+        Raises:
+            CommandError: A mesh of this name starts or runs already.
+        """
+        self._held = _hold(self.folder, self.options.name)
         if self.options.fresh and self.folder.exists():
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -203,6 +210,8 @@ class EmbeddedMesh:
         with contextlib.suppress(OSError):  # one that stays names a process that has ended
             (self.folder / FILE_NAME).unlink(missing_ok=True)
         self._claims.release()
+        if self._held is not None:
+            self._held.close()
 
     def write_settings(self) -> None:
         """Writes the settings file from the present profile, quality table and tasks."""
@@ -291,6 +300,35 @@ class EmbeddedMesh:
         except OSError as error:
             # The mesh goes on; other commands find it as it was at the last change.
             self._say(f"{self.folder / FILE_NAME}: cannot be written: {error.strerror or error}")
+
+
+def _hold(folder: pathlib.Path, name: str) -> IO[bytes] | None:
+    """Holds the folder of a mesh from before it is touched, whoever starts another of the name.
+
+    The manifest is there only once Redis and Triton are; until then it refuses nobody. The system
+    drops the lock when this process ends, however it ends. It lies beside the folder, which `fresh`
+    deletes.
+
+    Returns:
+        The locked file; None where files cannot be locked, as on some network disks.
+
+    Raises:
+        CommandError: Another process holds it.
+        OSError: The file cannot be made.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    file = (folder.parent / f"{name}.lock").open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise CommandError(
+            f"a mesh {name!r} is being started or stopped ({folder}); use another --name"
+        ) from None
+    except OSError:
+        file.close()
+        return None
+    return file
 
 
 def _refuse_second(folder: pathlib.Path, name: str) -> None:

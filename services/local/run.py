@@ -19,7 +19,7 @@ def run_owning_children(work: Coroutine[Any, Any, int], say: Callable[[str], Non
 
     Args:
         work: What the command does; returns its exit code.
-        say: Tells the user that the command is being stopped; it is stopped also where nobody reads.
+        say: Tells the user that the command is being stopped, which it is also where nobody reads.
 
     Returns:
         What ``work`` returns, or 128 + the signal's number if it was cut off.

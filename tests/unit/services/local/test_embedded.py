@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import pytest
 
 from services.local.embedded import EmbeddedMesh
+from services.local.errors import CommandError
 from services.local.paced_mesh import paced_options
 from trainer.shipped import PROFILES, QUALITY, shipped
 
@@ -29,6 +31,25 @@ def test_a_manifest_that_cannot_be_written_is_said(
     mesh._claims.release()
     assert len(said) == 1
     assert "mesh.json: cannot be written: Not a directory" in said[0]
+
+
+async def test_a_second_start_of_a_name_leaves_the_first_its_folder(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also before the first has a manifest, and also where the second would begin afresh."""
+    monkeypatch.setenv("TIERCEL_STATE", str(tmp_path))
+    options = paced_options(
+        "m", shipped(PROFILES, "opt-a100.toml"), quality=shipped(QUALITY, "opt.toml")
+    )
+    fresh = dataclasses.replace(options, fresh=True)
+    async with EmbeddedMesh(options, say=print) as first:
+        kept = first.folder / "redis"
+        kept.touch()
+        with pytest.raises(CommandError, match="'m' is being started"):
+            await EmbeddedMesh(fresh, say=print).__aenter__()
+        assert kept.exists()
+    async with EmbeddedMesh(fresh, say=print):
+        assert not kept.exists()
 
 
 FORKED = """
