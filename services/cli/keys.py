@@ -15,6 +15,7 @@ from services.cli.output import console, note, print_json, table
 from services.common.access.keys import Key, KeyFileError, changing, new_key, read_keys, write_keys
 from services.common.access.roles import GRANTED, Role
 from services.common.checks import is_name
+from services.common.files import open_folder
 from services.local.errors import CommandError, InputError
 
 FileArgument = Annotated[pathlib.Path, typer.Argument(help="File of keys, as the routers read it.")]
@@ -91,8 +92,8 @@ def _read(file: pathlib.Path, *, may_miss: bool = False) -> tuple[Key, ...]:
 def _changing(file: pathlib.Path, *, makes_folder: bool = False) -> Iterator[None]:
     """Lets nobody else change the file, and says in one line what kept it from being written."""
     try:
-        if makes_folder:
-            file.parent.mkdir(parents=True, exist_ok=True)
+        if makes_folder and not file.parent.is_dir():
+            open_folder(file.parent)  # it is mounted, and holds nothing secret
         with changing(file):
             yield
     except KeyFileError as error:

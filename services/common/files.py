@@ -14,6 +14,7 @@ from router.documents import LARGEST_DOCUMENT_BYTES
 
 SILENCE_S = 5.0
 """Longest time in which nothing comes out of a pipe, seconds."""
+_READABLE = 0o055
 
 
 def read_text(path: Path, largest_bytes: int = LARGEST_DOCUMENT_BYTES) -> str:
@@ -92,6 +93,20 @@ def write_whole(path: Path, data: bytes, *, mode: int | None = None) -> None:
             temporary.unlink(missing_ok=True)
         error.filename = error.filename or str(path)  # a write that finds no room names none
         raise
+
+
+def open_folder(path: Path) -> None:
+    """Makes a folder whose files every user can read, as those of containers do.
+
+    Without this the `umask` of whoever makes it counts, and on many machines that keeps others out.
+
+    Raises:
+        OSError: It cannot be made, or is somebody else's and closed.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & _READABLE != _READABLE:
+        path.chmod(mode | _READABLE)
 
 
 def _write_to(path: Path, data: bytes) -> None:

@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from services.common.files import write_whole
+from services.common.files import open_folder, write_whole
 from services.local.errors import CommandError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def make_certificates(
     """Makes or renews certificates; a root that is there is used again.
 
     The folder is closed to other users of this machine. The keys in it are readable for whatever
-    user a container has.
+    user a container has, whatever the `umask`: a container sees the folder of one name only.
 
     Args:
         folder: Gets `root/` and one folder per name with `ca.crt`, `tls.crt` and `tls.key`.
@@ -200,7 +200,7 @@ def _key_pem(key: EllipticCurvePrivateKey) -> bytes:
     )
 
 
-def _write(path: pathlib.Path, content: bytes, *, mode: int | None = None) -> None:
+def _write(path: pathlib.Path, content: bytes, *, mode: int = 0o644) -> None:
     """Writes a file; a service that reads it meanwhile sees the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+    open_folder(path.parent)
     write_whole(path, content, mode=mode)

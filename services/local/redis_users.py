@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import pathlib
 import secrets
+import stat
 
-from services.common.files import write_whole
+from services.common.files import open_folder, write_whole
 from services.local.errors import CommandError
 from trainer.shipped import shipped
 
@@ -46,16 +47,18 @@ def make_redis_users(folder: pathlib.Path, *, address: str, roots: str) -> list[
                 passwords = [f"#{hashlib.sha256(password.encode()).hexdigest()}"]
                 url = f"rediss://{service}:{password}@{address}/0?ssl_ca_certs={roots}"
                 written.append(folder / service / "redis.env")
-                written[-1].parent.mkdir(parents=True, exist_ok=True)
+                open_folder(written[-1].parent)
                 write_whole(written[-1], f"{URL_VARIABLE}={url}\n".encode(), mode=0o600)
             start = f"user {service} on "
             new = start + " ".join(passwords)
             lines = [line.replace(start + _NO_PASSWORD, new) for line in lines]
         lines += [line for line in before.splitlines() if _user(line)[0] not in {*ours, ""}]
         text = "\n".join(lines) + "\n"
-        if text != before:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(text, encoding="utf-8")
+        # Redis in a container is another user.
+        is_closed = target.exists() and not target.stat().st_mode & stat.S_IROTH
+        if text != before or is_closed:
+            open_folder(target.parent)
+            write_whole(target, text.encode(), mode=0o644)
             written.append(target)
     except OSError as error:
         raise CommandError(f"{error.filename}: {error.strerror or error}") from None

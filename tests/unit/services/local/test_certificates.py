@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -42,6 +43,29 @@ def test_nobody_else_on_the_machine_reads_the_keys(tmp_path: Path) -> None:
     make_certificates(tmp_path / "made", names=["trainer"])
     assert (tmp_path / "made").stat().st_mode & 0o077 == 0
     assert (tmp_path / "made/root/tls.key").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_containers_read_their_own_whatever_the_umask(tmp_path: Path, umask: int) -> None:
+    """Services, Triton and Redis run as other users there; each sees its own folder only."""
+    before = os.umask(umask)
+    try:
+        command = ["certificates", str(tmp_path / "tls"), "--redis", "redis:6379"]
+        assert run(command) == 0
+        (tmp_path / "tls/redis/users.acl").chmod(0o600)
+        assert run(command) == 0
+        assert run(["keys", "add", str(tmp_path / "tls/keys/keys.toml"), "me"]) == 0
+    finally:
+        os.umask(before)
+    for name in (*NAMES, "keys"):
+        folder = tmp_path / "tls" / name
+        assert folder.stat().st_mode & 0o005 == 0o005, name
+        for path in folder.iterdir():
+            # What Compose itself reads for a service is for nobody else.
+            wanted = 0 if path.name == "redis.env" else 0o004
+            assert path.stat().st_mode & 0o004 == wanted, path
+    assert (tmp_path / "tls").stat().st_mode & 0o077 == 0
+    assert (tmp_path / "tls/root/tls.key").stat().st_mode & 0o077 == 0
 
 
 def test_a_broken_root_is_one_line(tmp_path: Path) -> None:
