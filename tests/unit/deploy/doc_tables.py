@@ -1,6 +1,7 @@
 """Writes the tables of docs/commands.md, configuration.md, metrics.md, policies.md, security.md.
 
-Run `python -m tests.unit.deploy.doc_tables`; test_docs.py compares.
+And the Prometheus Operator's copy of the alert rules. Run `python -m tests.unit.deploy.doc_tables`;
+test_docs.py and test_telemetry.py compare.
 """
 
 from __future__ import annotations
@@ -38,6 +39,18 @@ CONFIGURATION = ROOT / "docs" / "configuration.md"
 METRICS = ROOT / "docs" / "metrics.md"
 SECURITY = ROOT / "docs" / "security.md"
 POLICIES = ROOT / "docs" / "policies.md"
+OPERATOR_RULES = DEPLOY / "kubernetes" / "prometheus-operator" / "rules.yaml"
+_OPERATOR_HEAD = """\
+# Written from deploy/prometheus/rules.yaml, which is the one to change, by
+# `python -m tests.unit.deploy.doc_tables`.
+apiVersion: monitoring.coreos.com/v1
+kind: PrometheusRule
+metadata:
+  name: tiercel
+  labels: {app.kubernetes.io/part-of: tiercel}
+spec:
+  groups:
+"""
 PAGES = (COMMANDS, CONFIGURATION, METRICS, POLICIES, SECURITY)
 """Pages with tables that are written here."""
 SECTIONS: dict[str, type[BaseModel]] = {
@@ -192,7 +205,16 @@ def page_with_tables(page: Path) -> str:
     return text
 
 
+def operator_rules() -> str:
+    """Returns deploy/prometheus/rules.yaml as the Prometheus Operator takes it."""
+    text = (DEPLOY / "prometheus" / "rules.yaml").read_text(encoding="utf-8")
+    groups = text.partition("\ngroups:\n")[2]
+    body = "".join(f"  {line}" if line.strip() else line for line in groups.splitlines(True))
+    return f"{_OPERATOR_HEAD}{body}"
+
+
 if __name__ == "__main__":
+    OPERATOR_RULES.write_text(operator_rules(), encoding="utf-8")
     for document in PAGES:
         document.write_text(page_with_tables(document), encoding="utf-8")
         sys.stdout.write(f"{document.relative_to(ROOT)} is up to date\n")

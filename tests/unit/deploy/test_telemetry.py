@@ -23,13 +23,17 @@ from services.router_inference import health_notes
 from services.router_inference.records.metrics import RouterMetrics
 from services.router_inference.workers.pages import ParentMetrics
 from services.trainer.metrics import TrainerMetrics
+from tests.unit.deploy.doc_tables import OPERATOR_RULES, operator_rules
 from tests.unit.deploy.manifests import (
     ALL_SERVICES,
     DEPLOY,
+    OVERLAYS,
     ROOT,
     compose,
     load_yaml,
     port,
+    rendered,
+    resource,
     section,
     tool,
 )
@@ -261,12 +265,70 @@ def test_every_reason_to_be_degraded_has_an_alert() -> None:
     assert heard == reasons - {health_notes.POLICY_UNAVAILABLE}
 
 
-def test_every_job_of_the_mesh_is_missed_when_it_is_gone() -> None:
-    """The alert on services names all that is scraped but the collector, which serves nobody."""
+def _jobs_of_alerts() -> set[str]:
     (rule,) = (rule for rule in _rules() if rule.get("alert") == "TiercelServiceDown")
     (named,) = re.findall(r'job=~"([^"]*)"', rule["expr"])
+    return set(named.split("|"))
+
+
+def test_every_job_of_the_mesh_is_missed_when_it_is_gone() -> None:
+    """The alert on services names all that is scraped but the collector, which serves nobody."""
     jobs = {job["job_name"] for job in load_yaml(_PROMETHEUS / "prometheus.yml")["scrape_configs"]}
-    assert set(named.split("|")) == jobs - {"otel-collector"}
+    assert _jobs_of_alerts() == jobs - {"otel-collector"}
+
+
+def _operators() -> list[dict[str, Any]]:
+    return rendered("prometheus-operator")
+
+
+def test_the_prometheus_operator_has_the_same_rules() -> None:
+    """Its copy, which another tool reads, is that of the file with the tests."""
+    text = OPERATOR_RULES.read_text(encoding="utf-8")
+    assert text == operator_rules(), "run: python -m tests.unit.deploy.doc_tables"
+    rule = resource(_operators(), "PrometheusRule", "tiercel")
+    assert rule.keys() == {"apiVersion", "kind", "metadata", "spec"}
+    assert rule["spec"] == load_yaml(_PROMETHEUS / "rules.yaml")
+    # Of the keys that PrometheusRule knows.
+    for group in rule["spec"]["groups"]:
+        assert group.keys() <= {"name", "interval", "rules"}
+        for each in group["rules"]:
+            known = {"record", "alert", "expr", "for", "labels", "annotations"}
+            assert each.keys() <= known, each
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_prometheus_operator_scrapes_every_pod_that_has_metrics(overlay: str) -> None:
+    """As the annotations say, often enough, and by the names that the alerts go by."""
+    monitor = resource(_operators(), "PodMonitor", "tiercel")
+    assert monitor["metadata"]["namespace"] == "tiercel"
+    spec = monitor["spec"]
+    assert spec.keys() == {"jobLabel", "selector", "podMetricsEndpoints"}
+    (scrape,) = spec["podMetricsEndpoints"]
+    assert scrape.keys() == {"port", "interval", "honorLabels"}
+    interval = load_yaml(_PROMETHEUS / "prometheus.yml")["global"]["scrape_interval"]
+    assert scrape["interval"] == interval
+    # The operator writes some labels of its own, which must not take the place of ours.
+    assert "endpoint" in {label for row in _metrics().values() for label in row["labels"]}
+    assert scrape["honorLabels"] is True
+    scraped = set()
+    for entry in rendered(overlay):
+        if entry["kind"] not in {"Deployment", "StatefulSet"}:
+            continue
+        template = entry["spec"]["template"]
+        labels = template["metadata"]["labels"]
+        annotations = template["metadata"].get("annotations", {})
+        assert spec["selector"]["matchLabels"].items() <= labels.items()
+        ports = {
+            each["name"]: each["containerPort"]
+            for container in template["spec"]["containers"]
+            for each in container["ports"]
+        }
+        assert annotations.get("prometheus.io/port") == (
+            str(ports[scrape["port"]]) if scrape["port"] in ports else None
+        )
+        if scrape["port"] in ports:
+            scraped.add(labels[spec["jobLabel"]])
+    assert scraped == _jobs_of_alerts()
 
 
 def test_every_alert_is_in_the_runbook() -> None:
