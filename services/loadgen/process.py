@@ -7,9 +7,11 @@ import contextlib
 import json
 import pathlib
 import signal
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from services.common.files import write_whole
 from services.loadgen.records import RunRecords
 from services.loadgen.spec import LoadSpec
 from services.local.launch import module_command, tied_command
@@ -34,6 +36,9 @@ async def run_load(
 ) -> RunRecords:
     """Runs a spec in a process of its own; cancelling ends the process.
 
+    Several may have one `out` at the same time, as runs that name none do: each gets the records of
+    its own requests, and the last one's stay.
+
     Args:
         spec: What to do.
         out: Records file to write; the spec is kept beside it.
@@ -43,9 +48,33 @@ async def run_load(
 
     Raises:
         LoadProcessError: No router was reached, or the process failed or hung.
+        OSError: A file cannot be written.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    spec_path = out.with_suffix(".spec.json")
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+        own = pathlib.Path(folder, out.name)
+        try:
+            return await _run(spec, own, on_progress, cores, stop)
+        except LoadProcessError as error:  # the file that the user knows
+            raise LoadProcessError(str(error).replace(str(own), str(out))) from None
+        finally:
+            for made, kept in ((own, out), (_spec_of(own), _spec_of(out))):
+                if made.exists():
+                    write_whole(kept, made.read_bytes())
+
+
+def _spec_of(out: pathlib.Path) -> pathlib.Path:
+    return out.with_suffix(".spec.json")
+
+
+async def _run(
+    spec: LoadSpec,
+    out: pathlib.Path,
+    on_progress: Callable[[dict[str, Any]], None] | None,
+    cores: Sequence[int],
+    stop: asyncio.Event | None,
+) -> RunRecords:
+    spec_path = _spec_of(out)
     spec_path.write_text(spec.model_dump_json(), encoding="utf-8")
     program = module_command("services.loadgen", "--spec", str(spec_path), "--out", str(out))
     process = await asyncio.create_subprocess_exec(
