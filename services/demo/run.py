@@ -119,7 +119,8 @@ class Demo:
         mesh.quality = mesh.folder / "quality.toml"
         mesh.profile = mesh.folder / "profile.toml"
         mesh.quality.write_text(
-            found.quality.to_toml(measure.PROFILE_NAME, "Measured by `tiercel demo`.")
+            found.quality.to_toml(measure.PROFILE_NAME, "Measured by `tiercel demo`."),
+            encoding="utf-8",
         )
         mesh.profile.write_text(found.calibration.to_toml(), encoding="utf-8")
         mesh.tasks = reference.task_entries(found.deadline_s)

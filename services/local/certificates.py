@@ -26,7 +26,8 @@ NAMES = (
 ROOT_NAME = "root"
 NAMESPACE = "tiercel"
 _ROOT_DAYS = 3_650
-_PODS = 8
+PODS = 16
+"""Pods of Triton that have a name in its certificate, as in `deploy/kubernetes`."""
 _CLOCK_SLACK = datetime.timedelta(hours=1)
 
 
@@ -113,7 +114,7 @@ def _signed(
     names = [name, f"{name}.{NAMESPACE}", f"{name}.{NAMESPACE}.svc", "localhost"]
     if name == "triton":
         # gRPC takes no wildcard of one label, so pods have a name each.
-        names += [f"{name}-{index}.{name}" for index in range(_PODS)]
+        names += [f"{name}-{index}.{name}" for index in range(PODS)]
     if name == "router-inference" and router_id:
         names.append(f"{router_id}.{name}")
     loopback = [ipaddress.ip_address(each) for each in ("127.0.0.1", "::1")]

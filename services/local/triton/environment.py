@@ -94,12 +94,16 @@ def find_environment(setting: Path | str | None = None) -> Path:
     except RuntimeError:
         raise TritonEnvironmentError(f"{chosen}: there is no such user, or none at home") from None
     if not (path / "bin" / "python").exists():
-        how = "make setup" if checkout() else "tiercel setup-triton"
         raise TritonEnvironmentError(
-            f"no Triton environment at {path}: make one with `{how}`, "
+            f"no Triton environment at {path}: make one with `{_how()}`, "
             f"or set {ENVIRONMENT_VARIABLE} to an environment with nvidia-pytriton in it"
         )
     return path.absolute()
+
+
+def _how() -> str:
+    """Returns the command that makes the environment."""
+    return "make setup" if checkout() else "tiercel setup-triton"
 
 
 def prepare_environment(
@@ -121,8 +125,8 @@ def prepare_environment(
     binary = triton / "bin" / "tritonserver"
     if not binary.is_file():
         raise TritonEnvironmentError(
-            f"the Triton environment {environment} has no tritonserver: "
-            "install requirements/triton.txt into it"
+            f"the Triton environment {environment} has no tritonserver: complete it with "
+            f"`{_how()}`, or install nvidia-pytriton into it"
         )
     stub = triton / "python_backend_stubs" / facts["minor"] / "triton_python_backend_stub"
     if not stub.is_file():

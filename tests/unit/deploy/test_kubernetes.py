@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from services.local.backends import redis_command
+from services.local.certificates import PODS
 from services.local.triton.server import __main__ as launcher
 from services.local.triton.server.config import arguments
 from tests.unit.deploy import kustomize
@@ -181,6 +182,13 @@ def test_everything_serves_by_tls_with_a_certificate_of_its_own(service: str, ov
         env = {entry["name"]: entry.get("value") for entry in spec["containers"][0]["env"]}
         assert not [name for name in env if name.endswith("INSECURE_OPEN_TO_NETWORK")]
         assert env["TIERCEL_MESH__TLS__KEY"] == "/run/tls/tls.key"
+
+
+def test_a_pool_may_grow_without_another_certificate() -> None:
+    """Of Triton's pods as many have a name here as in a certificate of `tiercel certificates`."""
+    names = resource(rendered("base"), "Certificate", "triton")["spec"]["dnsNames"]
+    pods = [f"triton-{index}.triton" for index in range(PODS)]
+    assert [name for name in names if re.fullmatch(r"triton-\d+\.triton", name)] == pods
 
 
 @pytest.mark.parametrize("name", ["redis", "triton"])
