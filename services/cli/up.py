@@ -185,7 +185,7 @@ def _announce(mesh: EmbeddedMesh, as_json: bool) -> None:
     if "load_monitor" in manifest.metrics:
         note(f"look at it: http://{manifest.metrics['load_monitor']}/   or: tiercel top")
     suffix = "" if manifest.name == DEFAULT_NAME else f" --mesh {manifest.name}"
-    note(f"ready. Next: tiercel generate 'rev:tiercel='{suffix}   Ctrl-C stops everything.")
+    note(f"ready. Next: {next_line(mesh.options)}{suffix}   Ctrl-C stops everything.")
 
 
 def _known_question(options: MeshOptions) -> tuple[str, str]:
@@ -193,6 +193,14 @@ def _known_question(options: MeshOptions) -> tuple[str, str]:
     if options.fleet.kind == "paced":  # which know nothing, and take their time for any text
         return options.tasks[0].name, "Hello"
     return "sort", "sort:hgcafde="
+
+
+def next_line(options: MeshOptions) -> str:
+    """Returns a command that asks the mesh something that its tiers know."""
+    if options.fleet.kind == "paced":
+        task, text = _known_question(options)
+        return f"tiercel generate {text} --task {task}"
+    return "tiercel generate 'rev:tiercel='"
 
 
 def generate_line(gateway: str, options: MeshOptions) -> str:

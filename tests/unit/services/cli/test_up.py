@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 
 import pytest
 
 from services.cli.app import run
-from services.cli.up import curl_line, generate_line
+from services.cli.up import curl_line, generate_line, next_line
+from services.local import reference
 from services.local.embedded import EmbeddedMesh
+from services.local.fleets import ReferenceFleet
 from services.local.paced_mesh import paced_options
 from tests.unit.services.cli.said import complaint
 from trainer.shipped import PROFILES, QUALITY, shipped
@@ -45,6 +48,22 @@ def test_an_option_that_is_wrong_is_one_line(
     (tmp_path / "empty.toml").touch()
     assert run(["up", *options]) == 2
     assert said in complaint(capsys)
+
+
+def test_what_it_says_to_type_next_is_a_question_of_the_mesh() -> None:
+    """Paced tiers have the tasks of their quality table, and not those of the reference tiers."""
+    options = paced_options(
+        "m", shipped(PROFILES, "opt-a100.toml"), quality=shipped(QUALITY, "opt.toml")
+    )
+    program, command, prompt, option, task = shlex.split(next_line(options))
+    assert (program, command, option) == ("tiercel", "generate", "--task")
+    assert prompt
+    assert task in {each.name for each in options.tasks}
+    tiers = dataclasses.replace(options, fleet=ReferenceFleet(), tasks=reference.task_entries())
+    prompt = shlex.split(next_line(tiers))[-1]
+    task = reference.task_of_prompt(prompt)
+    assert not reference.prompt_problem(prompt, task)
+    assert task in {each.name for each in tiers.tasks}
 
 
 def test_a_door_is_a_part_of_the_mesh_if_asked_for(
