@@ -13,6 +13,7 @@ from services.local import probes
 from services.local.findings import BAD, GOOD, ODD, Finding
 
 _TIMEOUT_S = 3.0
+_PAGE_S = 10.0
 _ANSWER_S = 15.0
 
 
@@ -111,7 +112,8 @@ async def _pages(entry: EndpointSettings, *, is_plain: bool) -> list[Finding]:
     """Returns what is wrong with the pages that it should have."""
     subject, found = _subject(entry), []
     is_triton = entry.protocol == "triton"
-    if entry.metrics_address and not await probes.http_ok(entry.metrics_address, "/metrics"):
+    metrics = entry.metrics_address
+    if metrics and not await probes.http_ok(metrics, "/metrics", timeout_s=_PAGE_S):
         advice = "start Triton with --allow-metrics, or" if is_triton else "mend it, or"
         found.append(
             Finding(
@@ -121,7 +123,7 @@ async def _pages(entry: EndpointSettings, *, is_plain: bool) -> list[Finding]:
         )  # fmt: skip
     # With TLS a proxy stands there that asks for a gateway's certificate.
     http = entry.http_address if is_plain and is_triton else ""
-    if http and not await probes.http_ok(http, "/v2/health/live"):
+    if http and not await probes.http_ok(http, "/v2/health/live", timeout_s=_PAGE_S):
         found.append(
             Finding(
                 subject, BAD, f"no Triton answers at {http}: Envoy cannot reach it",

@@ -26,13 +26,17 @@ async def redis_answers(address: str) -> bool:
     return True
 
 
-async def http_ok(address: str, path: str) -> bool:
-    """Says whether an HTTP GET at host:port gives status 200."""
+async def http_ok(address: str, path: str, *, timeout_s: float | None = None) -> bool:
+    """Says whether an HTTP GET at host:port gives status 200 within a time (1 s).
+
+    The first one of a process loads the client's modules, which takes seconds on a busy machine:
+    who asks once only gives it more time.
+    """
     # Nothing is encrypted; the default would load every root certificate for each question.
     client = httpx.AsyncClient(trust_env=False, verify=False)  # noqa: S501
     try:
         async with (
-            asyncio.timeout(TIMEOUT_S),
+            asyncio.timeout(TIMEOUT_S if timeout_s is None else timeout_s),
             client,
             client.stream("GET", f"http://{address}{path}") as reply,
         ):
