@@ -76,25 +76,28 @@ def sentence(found: Row) -> str:
             f"No rate is held at {target} in time: {best} does best, and what it earns is below. "
             "Give longer deadlines, smaller tiers or more devices."
         )
-    said = f"Use {best}: it answers {target} in time up to {held:.3g} requests/s"
+    said = f"Use {best}: it answers {target} in time up to {_rate(held)} requests/s"
     if best != large:
         more = f", {held / static:.1f} times as many as {large}" if static else ""
         said += f"{more or f', where {large} holds no rate'}"
     if found["performance"] is not None:
-        said += (
-            f", and earns {found['performance']:.3f} of the peak at {found['performance_rps']:.3g}"
-        )
+        there = _rate(found["performance_rps"])
+        at = "there" if there == _rate(held) else f"at {there}"
+        said += f", and earns {found['performance']:.3f} of the peak {at}"
     said += "."
     needed, own = found["static_large_devices"], found["devices"]
     if own is None:
         return said
+    said += f" At {_rate(found['gpus_rps'])} requests/s"
     if needed is None:
-        return (
-            f"{said} At {found['gpus_rps']:.3g} requests/s its {own} GPUs earn what {large} does "
-            f"not with {found['most_devices_tried']}."
-        )
-    saved = needed - own
+        most = found["most_devices_tried"]
+        return f"{said} its {own} GPUs earn what {large} does not with {most}."
+    saved = max(0.0, needed - own)
     return (
-        f"{said} At {found['gpus_rps']:.3g} requests/s {large} needs {needed:.3g} GPUs to earn as "
-        f"much as its {own}: {max(0.0, saved):.3g} saved."
+        f"{said} {large} needs {needed:.3g} GPUs to earn as much as its {own}: {saved:.3g} saved."
     )
+
+
+def _rate(rate_rps: float) -> str:
+    """Returns a rate in three digits at least, without an exponent."""
+    return f"{rate_rps:,.0f}" if rate_rps >= 100.0 else f"{rate_rps:.3g}"

@@ -61,6 +61,14 @@ def test_the_answer_counts_gpus_at_the_highest_load_held() -> None:
     )
 
 
+def test_rates_are_numbers_that_people_read() -> None:
+    """A rate of thousands has no exponent, and is not said twice in a row."""
+    found = {**answer(report(), "dqn", LARGE), "held_rps": 5067.4}
+    said = sentence({**found, "performance_rps": 5067.4, "gpus_rps": 5067.4})
+    assert "up to 5,067 requests/s" in said
+    assert "earns 0.900 of the peak there. At 5,067 requests/s static-big needs 7" in said
+
+
 def test_more_gpus_than_were_tried_are_not_made_up() -> None:
     """A number that was not found is not in the sentence."""
     gpus = [{**row, "static_large_devices": None} for row in report()["per_gpu"]]
