@@ -76,19 +76,19 @@ def sentence(found: Row) -> str:
             f"No rate is held at {target} in time: {best} does best, and what it earns is below. "
             "Give longer deadlines, smaller tiers or more devices."
         )
-    said = f"Use {best}: it answers {target} in time up to {_rate(held)} requests/s"
+    said = f"Use {best}: it answers {target} in time up to {rate_text(held)} requests/s"
     if best != large:
         more = f", {held / static:.1f} times as many as {large}" if static else ""
         said += f"{more or f', where {large} holds no rate'}"
     if found["performance"] is not None:
-        there = _rate(found["performance_rps"])
-        at = "there" if there == _rate(held) else f"at {there}"
+        there = rate_text(found["performance_rps"])
+        at = "there" if there == rate_text(held) else f"at {there}"
         said += f", and earns {found['performance']:.3f} of the peak {at}"
     said += "."
     needed, own = found["static_large_devices"], found["devices"]
     if own is None:
         return said
-    said += f" At {_rate(found['gpus_rps'])} requests/s"
+    said += f" At {rate_text(found['gpus_rps'])} requests/s"
     if needed is None:
         most = found["most_devices_tried"]
         return f"{said} its {own} GPUs earn what {large} does not with {most}."
@@ -98,6 +98,6 @@ def sentence(found: Row) -> str:
     )
 
 
-def _rate(rate_rps: float) -> str:
-    """Returns a rate in three digits at least, without an exponent."""
+def rate_text(rate_rps: float) -> str:
+    """Returns a rate, requests/s, in three digits at least and without an exponent."""
     return f"{rate_rps:,.0f}" if rate_rps >= 100.0 else f"{rate_rps:.3g}"

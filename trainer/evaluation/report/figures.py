@@ -10,6 +10,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
+from trainer.evaluation.answer import rate_text
 from trainer.evaluation.plan import PAPER_GPU_RATIO, PAPER_WINDOW_RATIOS
 from trainer.evaluation.report.policy_lines import LARGE_COLOR, Palette
 from trainer.evaluation.report.style import INK, SOFT, STYLE
@@ -125,7 +126,7 @@ def answer_figure(found: Row, rows: Sequence[Row], small: str, palette: Palette)
                 color = palette.line(name)["color"]
                 axes.axvline(rate, color=color, lw=1.2, ls="--")
                 axes.text(
-                    rate, 0.03, f" {name} holds {rate:.3g}/s",
+                    rate, 0.03, f" {name} holds {rate_text(rate)}/s",
                     rotation=90, va="bottom", ha="right", fontsize=8, color=color,
                 )  # fmt: skip
         axes.set_xscale("log")
