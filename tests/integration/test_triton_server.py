@@ -76,7 +76,7 @@ def test_environment_without_triton_is_named(tmp_path: Path, repository: Path) -
     (tmp_path / "empty" / "bin").mkdir(parents=True)
     (tmp_path / "empty" / "bin" / "python").symlink_to(sys.executable)
     server = TritonServer(_config(repository, tmp_path, environment=tmp_path / "empty"))
-    with pytest.raises(TritonEnvironmentError, match=r"requirements/triton\.txt"):
+    with pytest.raises(TritonEnvironmentError, match=r"complete it with `make setup`"):
         server.start()
 
 
