@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from services.common.clock import SystemClock
+from services.common.state import keys
 from services.common.state.errors import VersionMismatchError
+from services.common.state.redis_connection import RedisConnection
 from services.common.state.shared_state import MemorySharedState, RedisSharedState, SharedState
 
 
@@ -46,6 +48,24 @@ async def test_targets_are_saved_only_over_the_expected_version(store: SharedSta
     await store.set_aside_targets()
     assert await store.load_targets() is None
     assert await store.load_topology() == (7, b"list")
+
+
+async def test_what_is_sent_again_after_a_lost_answer_is_stored(store: SharedState) -> None:
+    """Else its sender would hear that others were quicker, of what it stored itself."""
+    for _ in range(2):
+        await store.save_topology(b"one", 1, expected_version=0)
+    assert await store.load_topology() == (1, b"one")
+    with pytest.raises(VersionMismatchError, match="expected 0, found 1"):
+        await store.save_topology(b"one", 2, expected_version=0)
+
+
+async def test_a_version_that_is_no_number_is_another_one(
+    redis_connection: RedisConnection,
+) -> None:
+    """Whoever reads it next takes it out of the way."""
+    await redis_connection.redis.hset(keys.TOPOLOGY, "version", "much")
+    with pytest.raises(VersionMismatchError, match="expected 5, found 0"):
+        await RedisSharedState(redis_connection).save_topology(b"six", 6, expected_version=5)
 
 
 async def test_ratings_are_saved_only_over_the_expected_version(store: SharedState) -> None:

@@ -26,10 +26,14 @@ redis.call('DEL', KEYS[1])
 return values
 """
 
-# KEYS: hash. ARGV: version, payload, expected version. Returns -1 if stored, else the one found.
+# KEYS: hash. ARGV: version, payload, expected version. Returns -1 if stored, else the one found,
+# 0 for what is no number. Sent again after an answer that was lost it meets what it stored itself.
 SAVE_VERSION = """
-local current = tonumber(redis.call('HGET', KEYS[1], 'version') or '0')
-if tonumber(ARGV[3]) ~= current then return current end
+local current = tonumber(redis.call('HGET', KEYS[1], 'version') or '0') or 0
+if tonumber(ARGV[3]) ~= current then
+  local is_ours = current == tonumber(ARGV[1]) and redis.call('HGET', KEYS[1], 'payload') == ARGV[2]
+  return is_ours and -1 or current
+end
 redis.call('HSET', KEYS[1], 'version', ARGV[1], 'payload', ARGV[2])
 return -1
 """

@@ -38,7 +38,8 @@ class SharedState(Protocol):
         """Stores the endpoint list.
 
         Raises:
-            VersionMismatchError: The stored version is not the expected one (0: none stored).
+            VersionMismatchError: The stored version is not the expected one (0: none stored), and
+                what is stored is something else than this.
         """
         ...
 
@@ -241,8 +242,7 @@ class MemorySharedState:
 
     async def save_topology(self, payload: bytes, version: int, expected_version: int) -> None:
         """Stores the endpoint list."""
-        _check_version(keys.TOPOLOGY, self._topology, expected_version)
-        self._topology = (version, payload)
+        self._topology = _saved(keys.TOPOLOGY, self._topology, (version, payload), expected_version)
 
     async def load_topology(self) -> tuple[int, bytes] | None:
         """Returns the endpoint list."""
@@ -254,8 +254,7 @@ class MemorySharedState:
 
     async def save_targets(self, payload: bytes, version: int, expected_version: int) -> None:
         """Stores the targets."""
-        _check_version(keys.TARGETS, self._targets, expected_version)
-        self._targets = (version, payload)
+        self._targets = _saved(keys.TARGETS, self._targets, (version, payload), expected_version)
 
     async def load_targets(self) -> tuple[int, bytes] | None:
         """Returns the targets."""
@@ -267,8 +266,7 @@ class MemorySharedState:
 
     async def save_ratings(self, payload: bytes, version: int, expected_version: int) -> None:
         """Stores the ratings."""
-        _check_version(keys.RATINGS, self._ratings, expected_version)
-        self._ratings = (version, payload)
+        self._ratings = _saved(keys.RATINGS, self._ratings, (version, payload), expected_version)
 
     async def load_ratings(self) -> tuple[int, bytes] | None:
         """Returns the ratings."""
@@ -295,7 +293,11 @@ class MemorySharedState:
         return True
 
 
-def _check_version(key: str, stored: tuple[int, bytes] | None, expected_version: int) -> None:
+def _saved(
+    key: str, stored: tuple[int, bytes] | None, new: tuple[int, bytes], expected_version: int
+) -> tuple[int, bytes]:
+    """Returns what is to be stored; what is there already may be stored again."""
     found = 0 if stored is None else stored[0]
-    if found != expected_version:
+    if found != expected_version and stored != new:
         raise VersionMismatchError(key, expected_version, found)
+    return new
