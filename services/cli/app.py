@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from router.folders import STATE_VARIABLE
+from router.folders import STATE_VARIABLE, state_folder
 from router.messages import without_controls
 from services.cli.files import read_bytes
 from services.common.access.caller import (
@@ -204,6 +204,8 @@ def run(arguments: Sequence[str]) -> int:
             # No file was named: it is the current folder, or there is none for temporary files.
             what = "the current folder is gone" if _is_nowhere() else error.strerror
             return _complain(str(what), 1)
+        if isinstance(error, FileNotFoundError) and _is_state(str(error.filename)):
+            return _complain(f"{error.filename}: no folder can be made there", 1)
         if missing := _missing(error):
             return _complain(missing, 1)
         return _complain(f"internal error: {_one_line(error)} (details: {_keep()})", 1)
@@ -216,6 +218,12 @@ def _is_nowhere() -> bool:
     except OSError:
         return True
     return False
+
+
+def _is_state(name: str) -> bool:
+    """Returns whether a path is the state's folder, or one that it lies in."""
+    state = state_folder()
+    return pathlib.Path(name) in (state, *state.parents)
 
 
 def _missing(error: Exception) -> str:

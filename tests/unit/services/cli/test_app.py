@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from router.folders import state_folder
 from services.cli.app import COMMANDS, run
 from tests.unit.services.cli.said import complaint
 
@@ -202,6 +203,20 @@ def test_a_file_of_a_key_that_cannot_be_read_is_named_with_its_option(
     """The option may come from a script, and say nothing by itself."""
     assert run(["--api-key-file", str(tmp_path / "gone"), "status"]) == 2
     assert complaint(capsys).startswith(f"tiercel: --api-key-file: {tmp_path}/gone: cannot be read")
+
+
+@pytest.mark.parametrize("inner", ["", "deeper"])
+def test_a_state_that_cannot_be_made_is_told(
+    inner: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A place in which nobody can make a folder is no bug."""
+    monkeypatch.setenv("TIERCEL_STATE", f"/proc/none/{inner}")
+    monkeypatch.setattr(
+        "services.cli.status.resolve",
+        lambda *_, **__: state_folder("run").mkdir(parents=True),
+    )
+    assert run(["status"]) == 1
+    assert "/proc/none: no folder can be made there" in complaint(capsys)
 
 
 def test_a_current_folder_that_is_gone_is_told(
